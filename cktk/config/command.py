@@ -1,0 +1,263 @@
+"""From a command line to typed settings: defaults < YAML ``base:`` chain < YAML < flags, one path for every command."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Protocol, TypeVar
+
+import yaml
+
+from cktk.config.options import Option, options_of, unknown_name
+from cktk.config.yaml_file import Written, read_run_file
+from cktk.errors import ConfigError
+
+ConfigT = TypeVar("ConfigT")
+
+
+class ConfigTable(Protocol):
+    """What a command needs of a registry."""
+
+    def names(self) -> list[str]: ...
+
+    def config(self, name: str) -> type: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Component:
+    """A flag that chooses from a registry; the flags of what was chosen join the command's."""
+
+    flag: str
+    registry: ConfigTable
+    default: str | None
+    help: str
+
+    @property
+    def name(self) -> str:
+        return self.flag.replace("-", "_")
+
+
+class Settings:
+    """The typed values of one command line."""
+
+    def __init__(self, values: dict[str, Any], sections: Sequence[type], components: Sequence[Component]) -> None:
+        self.values = values
+        self._sections = tuple(sections)
+        self._components = {component.flag: component for component in components}
+
+    def section(self, config: type[ConfigT]) -> ConfigT:
+        """An instance of ``config`` filled with this command line's values."""
+        return config(**{option.name: self.values[option.name] for option in options_of(config)})
+
+    def component(self, flag: str) -> tuple[str, Any]:
+        """The name chosen by ``--flag`` and its filled config."""
+        component = self._components[flag]
+        name = self.values[component.name]
+        return name, self.section(component.registry.config(name))
+
+    def to_yaml(self) -> str:
+        """All values, fully resolved, as a run file that gives the same settings again."""
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in self.values.items()}
+        return yaml.safe_dump(plain, sort_keys=True, allow_unicode=True)
+
+    def free_on_resume(self) -> set[str]:
+        """Names of the options that may differ when a run is continued."""
+        return {
+            option.name for config in self._sections for option in options_of(config) if option.meta("resume") == "free"
+        }
+
+
+class Command:
+    """A command's flags: its sections, and the registries that it lets the user choose from.
+
+    ``load_plugins`` is called with the value of ``--user-dir`` (or None) before any registry is read.
+    """
+
+    def __init__(
+        self,
+        prog: str,
+        description: str,
+        sections: Sequence[type],
+        components: Sequence[Component] = (),
+        load_plugins: Callable[[str | None], None] | None = None,
+    ) -> None:
+        self.prog = prog
+        self.description = description
+        self.sections = tuple(sections)
+        self.components = tuple(components)
+        self.load_plugins = load_plugins
+
+    def parse(self, argv: Sequence[str] | None = None) -> Settings:
+        """Parse ``argv`` (default: the process's) and the run file it names; raises `ConfigError`."""
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        early, _ = self._early_parser().parse_known_args(arguments)
+        written = read_run_file(Path(early.config)) if early.config else {}
+        user_dir = early.user_dir or (written["user_dir"].raw if "user_dir" in written else None)
+        if self.load_plugins:
+            self.load_plugins(str(user_dir) if user_dir else None)
+        chosen = {component.name: self._choose(component, early, written) for component in self.components}
+        sections = [*self.sections, *self._chosen_sections(chosen)]
+        table = _option_table(sections)
+        flags = self._parse_flags(table, arguments)
+        self._refuse_unknown_keys(written, table)
+        values: dict[str, Any] = {**chosen, "user_dir": user_dir}
+        values.update(_typed_values(table, {**written, **flags}))
+        return Settings(values, sections, self.components)
+
+    def _early_parser(self) -> argparse.ArgumentParser:
+        parser = _Parser(prog=self.prog, add_help=False, allow_abbrev=False, argument_default=None)
+        parser.add_argument("--config")
+        parser.add_argument("--user-dir")
+        for component in self.components:
+            parser.add_argument("--" + component.flag)
+        return parser
+
+    def _choose(self, component: Component, early: argparse.Namespace, written: Mapping[str, Written]) -> str | None:
+        name = getattr(early, component.name)
+        where = f"--{component.flag}"
+        if name is None and component.name in written:
+            name, where = written[component.name]
+        name = name or component.default
+        if name is not None and name not in component.registry.names():
+            raise ConfigError(
+                f"{where}: {unknown_name(str(name), component.registry.names())} "
+                "(plug-ins are loaded with --user-dir or the entry point group cktk.plugins)"
+            )
+        return name
+
+    def _chosen_sections(self, chosen: Mapping[str, str | None]) -> list[type]:
+        configs = [c.registry.config(name) for c in self.components if (name := chosen[c.name]) is not None]
+        return list(dict.fromkeys(configs))
+
+    def _parse_flags(self, table: Mapping[str, Option], arguments: list[str]) -> dict[str, Written]:
+        parser = _Parser(
+            prog=self.prog,
+            description=self.description,
+            allow_abbrev=False,
+            argument_default=argparse.SUPPRESS,
+            formatter_class=_HelpFormatter,
+        )
+        general = parser.add_argument_group("general")
+        general.add_argument("--config", metavar="FILE", help="run file in YAML with the same names as the flags")
+        general.add_argument("--user-dir", metavar="DIR", help="folder or file of Python plug-ins to import")
+        for component in self.components:
+            general.add_argument("--" + component.flag, metavar="NAME", help=_component_help(component))
+        groups: dict[type, Any] = {}
+        for option in table.values():
+            owner = option.owner
+            if owner not in groups:
+                groups[owner] = parser.add_argument_group((owner.__doc__ or owner.__name__).strip().splitlines()[0])
+            _add_flag(groups[owner], option.option)
+        known, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            flags = [option.option.flag for option in table.values()]
+            raise ConfigError(_unknown_argument(unknown[0], flags))
+        written = {}
+        for name, text in vars(known).items():
+            if name in table:
+                written[name] = Written(str(text), table[name].option.flag)
+        return written
+
+    def _refuse_unknown_keys(self, written: Mapping[str, Written], table: Mapping[str, Any]) -> None:
+        known = {*table, "user_dir", *(component.name for component in self.components)}
+        for name, value in written.items():
+            if name in known:
+                continue
+            for component in self.components:
+                for other in component.registry.names():
+                    if name in {option.name for option in options_of(component.registry.config(other))}:
+                        raise ConfigError(
+                            f"{value.where}: {name} belongs to --{component.flag} {other}, which was not chosen"
+                        )
+            raise ConfigError(f"{value.where}: {unknown_name(name, sorted(known))}")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Owned:
+    option: Option
+    owner: type
+
+
+def _option_table(sections: Sequence[type]) -> dict[str, Any]:
+    table: dict[str, _Owned] = {}
+    for config in sections:
+        for option in options_of(config):
+            if option.name in table:
+                raise ConfigError(
+                    f"{option.flag} is declared by {table[option.name].owner.__name__} and by {config.__name__}; "
+                    "rename it in the plug-in"
+                )
+            table[option.name] = _Owned(option, config)
+    return table
+
+
+def _typed_values(table: Mapping[str, Any], written: Mapping[str, Written]) -> dict[str, Any]:
+    values = {}
+    for name, owned in table.items():
+        option = owned.option
+        if name in written:
+            raw, where = written[name]
+            label = where if where == option.flag else f"{where}: {name}"
+            try:
+                values[name] = option.convert(raw)
+            except ValueError as error:
+                raise ConfigError(f"{label}: {error}") from None
+        elif option.required:
+            what = option.name.upper() if option.meta("positional") else option.flag
+            raise ConfigError(f"{what} is required: {option.meta('help')}")
+        else:
+            values[name] = option.field.default
+    return values
+
+
+def _add_flag(group: Any, option: Option) -> None:
+    text = option.meta("help").replace("%", "%%") + _default_words(option)
+    if option.kind is bool:
+        group.add_argument(option.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        return
+    if option.meta("positional"):
+        group.add_argument(option.name, nargs="?", metavar=option.name.upper(), help=text)
+    else:
+        group.add_argument(option.flag, metavar=option.meta("metavar") or _metavar(option), help=text)
+
+
+def _metavar(option: Option) -> str:
+    if option.choices:
+        return "{" + ",".join(option.choices) + "}"
+    return {int: "N", float: "X", str: "TEXT"}.get(option.kind, "X,..")
+
+
+def _default_words(option: Option) -> str:
+    default = option.field.default
+    if option.required:
+        return " (required)"
+    if default is None or default == "" or option.kind is bool and not default:
+        return ""
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return f" (default: {shown})"
+
+
+def _component_help(component: Component) -> str:
+    default = f" (default: {component.default})" if component.default else ""
+    return f"{component.help}: {', '.join(component.registry.names())}{default}"
+
+
+def _unknown_argument(argument: str, flags: Sequence[str]) -> str:
+    name = argument.partition("=")[0]
+    if not name.startswith("-"):
+        return f"unexpected argument {argument!r}"
+    near = unknown_name(name, flags).partition("known:")[0].partition("; ")[2].strip()
+    return f"unknown flag {name}" + (f"; {near}" if near else "") + " (see --help)"
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=110)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)

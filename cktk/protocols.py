@@ -1,0 +1,153 @@
+"""The types that the parts of cktk hand to one another. Types only: nothing here computes a loss or runs a model.
+
+Shapes: B sentences, S source positions, T target positions, N selected rows, d width of the model at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Side = Literal["encoder", "decoder"]
+
+#: Label value of a position that is not scored (the value that PyTorch's cross entropy ignores).
+IGNORED = -100
+
+#: What a term of the loss is averaged over.
+Unit = Literal["target_token", "source_token", "sentence", "microbatch", "update"]
+
+
+@dataclass(frozen=True)
+class LayerPair:
+    """A student state and the teacher state that it is matched with.
+
+    Indices are those of transformers' ``hidden_states``: 0 is the embedding output, ``i`` the output of layer ``i``.
+    """
+
+    side: Side
+    student: int
+    teacher: int
+
+    def __str__(self) -> str:
+        return f"{self.side} {self.student}<-{self.teacher}"
+
+
+@dataclass(frozen=True)
+class StateRequest:
+    """Which states of one model a forward pass has to keep.
+
+    ``hidden`` lists the ``hidden_states`` indices per side; ``head`` asks for the states that feed the output head.
+    """
+
+    hidden: Mapping[Side, tuple[int, ...]] = field(default_factory=dict)
+    head: bool = False
+
+    def __bool__(self) -> bool:
+        return self.head or any(self.hidden.values())
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a criterion wants to see; the engine captures this and nothing else."""
+
+    pairs: tuple[LayerPair, ...] = ()
+    teacher_head: bool = False
+
+    def request(self, model: Literal["student", "teacher"], head: bool) -> StateRequest:
+        """The states of ``model`` that the pairs name, with the head's input where ``head`` is set."""
+        sides: tuple[Side, ...] = ("encoder", "decoder")
+        hidden: dict[Side, tuple[int, ...]] = {
+            side: tuple(sorted({getattr(pair, model) for pair in self.pairs if pair.side == side})) for side in sides
+        }
+        return StateRequest(hidden={side: layers for side, layers in hidden.items() if layers}, head=head)
+
+
+@dataclass
+class Batch:
+    """One micro-batch.
+
+    ``inputs`` are the keyword arguments of the model's forward (``input_ids`` and ``attention_mask`` of shape (B, S),
+    ``decoder_input_ids`` (B, T)); ``labels`` (B, T) holds `IGNORED` where nothing is scored; ``ids`` are the positions of
+    the sentences in their split. A dummy batch keeps ranks in step and counts for nothing.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    ids: list[int]
+    dummy: bool = False
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on ``device``."""
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return Batch(moved, self.labels.to(device, non_blocking=True), self.ids, self.dummy)
+
+    def rows(self, side: Side) -> Tensor:
+        """Boolean mask (B, S) or (B, T) of the rows that count: attended source positions, scored target positions."""
+        return self.inputs["attention_mask"].bool() if side == "encoder" else self.labels != IGNORED
+
+    def counts(self) -> dict[Unit, int]:
+        """How many of each unit the batch holds; all zero for a dummy."""
+        if self.dummy:
+            return {"target_token": 0, "source_token": 0, "sentence": 0, "microbatch": 0}
+        return {
+            "target_token": int(self.rows("decoder").sum()),
+            "source_token": int(self.rows("encoder").sum()),
+            "sentence": len(self.ids),
+            "microbatch": 1,
+        }
+
+
+@dataclass
+class ModelOutput:
+    """States of one model for one batch, packed: rows that do not count are already dropped, so no loss can see a pad.
+
+    ``hidden[side, i]`` is (N_side, d); ``head_input`` is (N_decoder, d), the states as they enter the output head.
+    """
+
+    hidden: dict[tuple[Side, int], Tensor]
+    head_input: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class HeadParams:
+    """An output head: ``logits = scale * h @ weight.T + bias`` with ``weight`` (V, d) and ``bias`` (V) or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+
+
+@dataclass
+class Term:
+    """One addend of the loss: the undivided sum over its ``unit``; the engine multiplies it by ``weight`` / (global count).
+
+    ``parts`` are the detached sums to log under their own names (default: the total under ``name``). Terms of unit
+    ``"update"`` log nothing here; the criterion reports their values once per update.
+    """
+
+    name: str
+    total: Tensor
+    unit: Unit
+    weight: float = 1.0
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Template:
+    """The token ids that a tokenizer puts before and after a text: ``[bos] x [eos]``, ``x [eos] [en_XX]`` and so on."""
+
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A generated sequence: ids without decoder start (specials as generated), and its length-penalised score."""
+
+    tokens: tuple[int, ...]
+    score: float

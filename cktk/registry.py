@@ -1,0 +1,149 @@
+"""One small registry class and the tables of what cktk ships.
+
+A row names two lazy targets, ``module:attribute``: a torch-free config dataclass and the component itself. Nothing is
+imported until a row is asked for, so ``import cktk`` and ``--help`` stay fast.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from cktk.errors import RegistryError
+
+
+class Entry(NamedTuple):
+    """Where a component lives: targets are ``"module:attribute"`` strings or the objects themselves."""
+
+    config: str | type
+    target: str | Callable[..., Any]
+
+
+class Registry:
+    """Names of one kind of component.
+
+    ``kind`` is the flag that chooses from the registry, without its dashes (``criterion`` for ``--criterion``).
+    """
+
+    def __init__(self, kind: str, table: Mapping[str, tuple[str, str]]) -> None:
+        self.kind = kind
+        self._entries = {name: Entry(*row) for name, row in table.items()}
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        return sorted(self._entries)
+
+    def config(self, name: str) -> type:
+        """The config dataclass of ``name``."""
+        found = _resolve(self._entry(name).config)
+        assert isinstance(found, type)
+        return found
+
+    def target(self, name: str) -> Callable[..., Any]:
+        """The component registered as ``name``."""
+        found = _resolve(self._entry(name).target)
+        assert callable(found)
+        return found
+
+    def register(self, name: str, config: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Decorator for plug-ins: ``@CRITERIA.register("my_kd", MyConfig)``. A name that is taken is refused."""
+
+        def add(target: Callable[..., Any]) -> Callable[..., Any]:
+            if name in self._entries:
+                raise RegistryError(
+                    f"--{self.kind} {name} is registered twice: by {_where(self._entries[name].target)} "
+                    f"and by {_where(target)}; rename one of them"
+                )
+            self._entries[name] = Entry(config, target)
+            return target
+
+        return add
+
+    def _entry(self, name: str) -> Entry:
+        if name in self._entries:
+            return self._entries[name]
+        near = difflib.get_close_matches(name, self._entries, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise RegistryError(
+            f"--{self.kind}: unknown name {name!r}; {hint}known: {', '.join(self.names())} "
+            "(plug-ins are loaded with --user-dir or the entry point group cktk.plugins)"
+        )
+
+
+def _resolve(target: str | Any) -> Any:
+    if not isinstance(target, str):
+        return target
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _where(target: str | Callable[..., Any]) -> str:
+    return target.partition(":")[0] if isinstance(target, str) else target.__module__
+
+
+CRITERIA = Registry(
+    "criterion",
+    {
+        "cross_entropy": ("cktk.criteria.configs:CrossEntropyConfig", "cktk.criteria.compose:cross_entropy"),
+        "kl_kd": ("cktk.criteria.configs:KlKdConfig", "cktk.criteria.compose:kl_kd"),
+        "cka_kd": ("cktk.criteria.configs:CkaKdConfig", "cktk.criteria.compose:cka_kd"),
+        "linear_kd": ("cktk.criteria.configs:LinearKdConfig", "cktk.criteria.compose:linear_kd"),
+        "cosine_kd": ("cktk.criteria.configs:CosineKdConfig", "cktk.criteria.compose:cosine_kd"),
+    },
+)
+
+ARCHITECTURES = Registry(
+    "arch",
+    {
+        "bart": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.bart:BartFamily"),
+        "mbart": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.mbart:MBartFamily"),
+    },
+)
+
+TASKS = Registry(
+    "task",
+    {"translation": ("cktk.tasks.configs:TranslationConfig", "cktk.tasks.translation:TranslationTask")},
+)
+
+OPTIMIZERS = Registry(
+    "optimizer",
+    {
+        "adam": ("cktk.optim.configs:AdamConfig", "cktk.optim.optimizers:adam"),
+        "adamw": ("cktk.optim.configs:AdamConfig", "cktk.optim.optimizers:adamw"),
+    },
+)
+
+LR_SCHEDULERS = Registry(
+    "lr-scheduler",
+    {
+        "inverse_sqrt": ("cktk.optim.configs:InverseSqrtConfig", "cktk.optim.schedules:InverseSqrt"),
+        "linear": ("cktk.optim.configs:DecayConfig", "cktk.optim.schedules:Linear"),
+        "cosine": ("cktk.optim.configs:DecayConfig", "cktk.optim.schedules:Cosine"),
+        "polynomial": ("cktk.optim.configs:PolynomialConfig", "cktk.optim.schedules:Polynomial"),
+        "constant": ("cktk.optim.configs:WarmupConfig", "cktk.optim.schedules:Constant"),
+    },
+)
+
+SOURCES = Registry(
+    "source",
+    {
+        "text": ("cktk.data.configs:TextSourceConfig", "cktk.data.sources:ParallelTextSource"),
+        "tsv": ("cktk.data.configs:TableSourceConfig", "cktk.data.sources:TsvSource"),
+        "csv": ("cktk.data.configs:TableSourceConfig", "cktk.data.sources:CsvSource"),
+        "jsonl": ("cktk.data.configs:TableSourceConfig", "cktk.data.sources:JsonlSource"),
+        "parquet": ("cktk.data.configs:TableSourceConfig", "cktk.data.sources:ParquetSource"),
+        "datasets": ("cktk.data.configs:DatasetsSourceConfig", "cktk.data.sources:DatasetsSource"),
+    },
+)
+
+TOKENIZERS = Registry(
+    "tokenizer-kind",
+    {
+        "pretrained": ("cktk.data.configs:PretrainedTokenizerConfig", "cktk.data.tokenizers:load_pretrained"),
+        "unigram": ("cktk.data.configs:UnigramTokenizerConfig", "cktk.data.tokenizers:train_unigram"),
+    },
+)
+
+ALL_REGISTRIES = (CRITERIA, ARCHITECTURES, TASKS, OPTIMIZERS, LR_SCHEDULERS, SOURCES, TOKENIZERS)

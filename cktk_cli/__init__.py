@@ -1,0 +1,1 @@
+"""The console scripts: thin faces, each a ``main(argv) -> int``."""
