@@ -43,7 +43,7 @@ class Registry:
 
     def target(self, name: str) -> Callable[..., Any]:
         """The component registered as ``name``."""
-        found = _resolve(self._entry(name).target)
+        found: Callable[..., Any] = _resolve(self._entry(name).target)
         assert callable(found)
         return found
 

@@ -132,7 +132,7 @@ class Command:
         configs = [c.registry.config(name) for c in self.components if (name := chosen[c.name]) is not None]
         return list(dict.fromkeys(configs))
 
-    def _parse_flags(self, table: Mapping[str, Option], arguments: list[str]) -> dict[str, Written]:
+    def _parse_flags(self, table: Mapping[str, _Owned], arguments: list[str]) -> dict[str, Written]:
         parser = _Parser(
             prog=self.prog,
             description=self.description,
@@ -161,7 +161,7 @@ class Command:
                 written[name] = Written(str(text), table[name].option.flag)
         return written
 
-    def _refuse_unknown_keys(self, written: Mapping[str, Written], table: Mapping[str, Any]) -> None:
+    def _refuse_unknown_keys(self, written: Mapping[str, Written], table: Mapping[str, _Owned]) -> None:
         known = {*table, "user_dir", *(component.name for component in self.components)}
         for name, value in written.items():
             if name in known:
@@ -181,7 +181,7 @@ class _Owned:
     owner: type
 
 
-def _option_table(sections: Sequence[type]) -> dict[str, Any]:
+def _option_table(sections: Sequence[type]) -> dict[str, _Owned]:
     table: dict[str, _Owned] = {}
     for config in sections:
         for option in options_of(config):
@@ -194,7 +194,7 @@ def _option_table(sections: Sequence[type]) -> dict[str, Any]:
     return table
 
 
-def _typed_values(table: Mapping[str, Any], written: Mapping[str, Written]) -> dict[str, Any]:
+def _typed_values(table: Mapping[str, _Owned], written: Mapping[str, Written]) -> dict[str, Any]:
     values = {}
     for name, owned in table.items():
         option = owned.option
@@ -234,7 +234,7 @@ def _default_words(option: Option) -> str:
     default = option.field.default
     if option.required:
         return " (required)"
-    if default is None or default == "" or option.kind is bool and not default:
+    if default is None or default == "" or (option.kind is bool and not default):
         return ""
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
     return f" (default: {shown})"

@@ -10,7 +10,6 @@ import difflib
 import re
 import types
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 #: Text of an option as it was written: one scalar, a list of scalars, or null.
@@ -112,7 +111,6 @@ def unknown_name(name: str, known: Iterable[str]) -> str:
     return f"unknown name {name!r}; " + (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(names)}"
 
 
-@cache
 def options_of(config: type) -> tuple[Option, ...]:
     """The options that a config dataclass declares, in order."""
     hints = get_type_hints(config)

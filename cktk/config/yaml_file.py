@@ -1,4 +1,4 @@
-"""YAML run files: flat ``name: value`` maps, with ``base:`` for inheritance and the line of each value kept for errors."""
+"""YAML run files: flat ``name: value`` maps with ``base:`` for inheritance; each value knows its line, for errors."""
 
 from __future__ import annotations
 
