@@ -1,0 +1,1 @@
+"""Binarised data and batches."""

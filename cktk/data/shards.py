@@ -1,0 +1,290 @@
+"""The data folder: binarised text in memory-mapped shards, and a manifest that says what they hold.
+
+A shard ``train-00000`` has, for each column, ``train-00000.<column>.bin`` (token ids, uint16 if the vocabulary has at
+most 65,536 entries, else uint32) and ``train-00000.<column>.idx`` (int64 offsets, rows + 1), all little-endian. Its
+``train-00000.json`` is written after them and says that the shard is done; ``manifest.json`` is written last of all.
+Columns hold untruncated ids without special tokens: templates and truncation are applied when batches are made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+import cktk
+from cktk.config.options import unknown_name
+from cktk.errors import DataError
+from cktk.protocols import Template
+from cktk.utils.files import atomic_file, read_json, sha256_file, write_json
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+TOKENIZER_FOLDER = "tokenizer"
+
+Role = Literal["source", "target"]
+Ids = npt.NDArray[Any]
+
+_OFFSET = np.dtype("<i8")
+_DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+_TOKENIZER_KEYS = ("fingerprint", "vocab_size", "pad", "bos", "eos", "unk")
+_AGAIN = "run cktk-preprocess again into a new folder"
+# Each mapped file holds a descriptor and a shard has two a column; a corpus may have more shards than a process
+# may have descriptors.
+_OPEN_SHARDS = 32
+
+
+def write_shard(folder: Path, name: str, columns: Mapping[str, Sequence[Ids]], vocab_size: int) -> dict[str, Any]:
+    """Write the rows of ``columns`` as shard ``name`` of ``folder`` and return its manifest entry.
+
+    Each column is one array of token ids a row; all columns have equally many rows. The entry is also kept as
+    ``<name>.json``, after the shard's other files. Raises `DataError` for unequal columns and for ids outside of
+    ``0 <= id < vocab_size``.
+    """
+    rows = {column: len(values) for column, values in columns.items()}
+    if len(set(rows.values())) != 1:
+        raise DataError(f"{folder / name}: the columns of a shard need equally many rows, not {rows}")
+    dtype = "uint16" if vocab_size <= 1 << 16 else "uint32"
+    entry: dict[str, Any] = {"name": name, "rows": min(rows.values()), "tokens": {}, "dtype": dtype, "sha256": {}}
+    for column, values in columns.items():
+        offsets = np.zeros(len(values) + 1, _OFFSET)
+        np.cumsum([len(row) for row in values], out=offsets[1:])
+        ids = np.concatenate([np.empty(0, np.int64), *values], dtype=np.int64)
+        if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+            raise DataError(
+                f"{folder / name}: column {column} holds token ids from {ids.min()} to {ids.max()}, "
+                f"outside of the vocabulary of {vocab_size}; use the tokenizer that the vocabulary belongs to"
+            )
+        entry["tokens"][column] = len(ids)
+        for suffix, array in (("bin", ids.astype(_DTYPES[dtype])), ("idx", offsets)):
+            file = f"{name}.{column}.{suffix}"
+            with atomic_file(folder / file) as stream:
+                stream.write(array.data)
+            entry["sha256"][file] = hashlib.sha256(array.data).hexdigest()
+    write_json(folder / f"{name}.json", entry)
+    return entry
+
+
+def finished_shard(folder: Path, name: str) -> dict[str, Any] | None:
+    """The manifest entry of shard ``name`` if it was written completely (its files have their sizes), else None."""
+    try:
+        entry: dict[str, Any] = read_json(folder / f"{name}.json")
+        _check_sizes(folder, entry)
+    except (DataError, KeyError, TypeError, AttributeError):
+        return None
+    return entry
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write ``manifest.json``, which makes ``folder`` a data folder; to be called last.
+
+    ``content`` holds ``languages``, ``columns``, ``tokenizer``, ``templates`` and ``splits``; schema and version are
+    added here. Each split holds ``shards`` (entries of `write_shard`) and ``rows``, and may hold more. What could not
+    be opened again is refused with `DataError`.
+    """
+    manifest = {"schema": SCHEMA, "cktk": cktk.__version__, **content}
+    _Manifest.parse(folder, manifest)
+    write_json(folder / MANIFEST, manifest)
+
+
+class _Manifest(NamedTuple):
+    """The checked content of a manifest."""
+
+    languages: dict[str, str]
+    columns: list[str]
+    tokenizer: dict[str, Any]
+    templates: dict[str, dict[str, Template]]
+    shards: dict[str, list[dict[str, Any]]]
+
+    @classmethod
+    def parse(cls, folder: Path, raw: Any) -> _Manifest:
+        """Check schema, structure and file sizes of the manifest ``raw`` of ``folder``, in O(shards)."""
+        path = folder / MANIFEST
+        if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+            found = raw.get("schema") if isinstance(raw, dict) else None
+            raise DataError(f"{path}: data schema {found}, but this version of cktk reads schema {SCHEMA}; {_AGAIN}")
+        try:
+            templates = {
+                role: {lang: Template(tuple(t["prefix"]), tuple(t["suffix"])) for lang, t in by_language.items()}
+                for role, by_language in raw["templates"].items()
+            }
+            languages = {role: str(raw["languages"][role]) for role in ("source", "target")}
+            tokenizer = {
+                key: raw["tokenizer"][key] for key in ("fingerprint", "vocab_size", "pad", "bos", "eos", "unk")
+            }
+            shards = {name: list(split["shards"]) for name, split in raw["splits"].items()}
+            for name, split in raw["splits"].items():
+                if split["rows"] != sum(shard["rows"] for shard in shards[name]):
+                    raise DataError(f"{path}: the rows of split {name} are not those of its shards; {_AGAIN}")
+                for shard in shards[name]:
+                    _check_sizes(folder, shard)
+            return cls(languages, [str(column) for column in raw["columns"]], tokenizer, templates, shards)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: not a manifest of cktk-preprocess ({error!r}); {_AGAIN}") from error
+
+
+def _check_sizes(folder: Path, entry: Mapping[str, Any]) -> None:
+    width = _DTYPES[entry["dtype"]].itemsize
+    for column, tokens in entry["tokens"].items():
+        for suffix, size in (("bin", tokens * width), ("idx", (entry["rows"] + 1) * _OFFSET.itemsize)):
+            path = folder / f"{entry['name']}.{column}.{suffix}"
+            try:
+                found = path.stat().st_size
+            except OSError as error:
+                raise DataError(f"{path}: shard file is missing ({error.strerror}); {_AGAIN}") from error
+            if found != size:
+                raise DataError(f"{path}: shard file has {found} bytes instead of {size}; it is damaged: {_AGAIN}")
+
+
+class DataFolder:
+    """A folder made by cktk-preprocess.
+
+    Opening checks the manifest and the size of every file, in O(shards); `verify` also checks the contents. Raises
+    `DataError` naming the file if the folder is missing, unfinished or damaged.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        if not (self.path / MANIFEST).is_file():
+            raise DataError(_why_not_data(self.path))
+        manifest = _Manifest.parse(self.path, read_json(self.path / MANIFEST))
+        self.languages = manifest.languages
+        self.columns = manifest.columns
+        self.templates = manifest.templates
+        self.tokenizer_path = self.path / TOKENIZER_FOLDER
+        self.fingerprint: str = manifest.tokenizer["fingerprint"]
+        self.vocab_size: int = manifest.tokenizer["vocab_size"]
+        self.pad: int = manifest.tokenizer["pad"]
+        self.bos: int | None = manifest.tokenizer["bos"]
+        self.eos: int = manifest.tokenizer["eos"]
+        self.unk: int | None = manifest.tokenizer["unk"]
+        self._shards = manifest.shards
+
+    @property
+    def splits(self) -> list[str]:
+        """Names of the splits, in the order in which they were written."""
+        return list(self._shards)
+
+    def split(self, name: str) -> Split:
+        """The rows of split ``name``; raises `DataError` naming those present."""
+        if name not in self._shards:
+            raise DataError(f"{self.path}: no such split: {unknown_name(name, self._shards)}")
+        return Split(self.path, name, self.columns, self._shards[name], self.vocab_size)
+
+    def template(self, role: Role, lang: str) -> Template:
+        """What goes around a text of language ``lang`` in the place of the source or the target."""
+        if lang not in self.templates[role]:
+            raise DataError(f"{self.path}: no {role} language {lang!r}; present: {', '.join(self.templates[role])}")
+        return self.templates[role][lang]
+
+    def verify(self) -> None:
+        """Compare the SHA-256 of every shard file with the manifest; reads everything. Raises `DataError`."""
+        for entries in self._shards.values():
+            for entry in entries:
+                for file, expected in entry["sha256"].items():
+                    if sha256_file(self.path / file) != expected:
+                        raise DataError(f"{self.path / file}: checksum differs from the manifest's; {_AGAIN}")
+
+
+def _why_not_data(path: Path) -> str:
+    if not path.is_dir():
+        return f"{path}: no such data folder; make it with cktk-preprocess"
+    if any(path.glob("*.idx")):
+        return f"{path}: preprocessing was not finished ({MANIFEST} is missing); run the same cktk-preprocess again"
+    return f"{path}: not a data folder ({MANIFEST} is missing); make one with cktk-preprocess"
+
+
+class _Column(NamedTuple):
+    ids: Ids
+    offsets: npt.NDArray[np.int64]
+
+
+class Split:
+    """The rows of one split, addressed 0 .. len - 1 over all its shards.
+
+    Files are mapped when first used, and only a few shards at a time; a copy sent to another process maps its own.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, columns: Sequence[str], entries: Sequence[Mapping[str, Any]], vocab_size: int
+    ) -> None:
+        self.name = name
+        self.columns = tuple(columns)
+        self.shard_rows: list[int] = [int(entry["rows"]) for entry in entries]
+        self._folder = folder
+        self._entries = list(entries)
+        self._vocab_size = vocab_size
+        self._starts = np.concatenate([[0], np.cumsum(self.shard_rows, dtype=np.int64)])
+        self._open: OrderedDict[int, dict[str, _Column]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def __getitem__(self, index: int) -> dict[str, Ids]:
+        """Token ids of row ``index`` by column (read-only views); raises `DataError` if the shard is damaged."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of a split of {len(self)} rows")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        at = index - int(self._starts[shard])
+        row = {}
+        for name, column in self._shard(shard).items():
+            start, stop = int(column.offsets[at]), int(column.offsets[at + 1])
+            ids = column.ids[start:stop]
+            if not 0 <= start <= stop <= len(column.ids) or (ids.size and ids.max() >= self._vocab_size):
+                raise self._damaged(shard, name, f"row {at} does not hold token ids of the vocabulary")
+            row[name] = ids
+        return row
+
+    def lengths(self, column: str, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Numbers of tokens of rows ``start`` .. ``stop - 1`` in ``column``, from the offsets alone."""
+        parts = [np.empty(0, np.int64)]
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while start < stop:
+            first, end = int(self._starts[shard]), min(stop, int(self._starts[shard + 1]))
+            if start < end:
+                part = np.diff(self._shard(shard)[column].offsets[start - first : end - first + 1])
+                if part.min() < 0:
+                    raise self._damaged(shard, column, "offsets decrease")
+                parts.append(part)
+            start, shard = end, shard + 1
+        return np.concatenate(parts)
+
+    def _shard(self, shard: int) -> dict[str, _Column]:
+        if shard not in self._open:
+            while len(self._open) >= _OPEN_SHARDS:
+                self._open.popitem(last=False)
+            self._open[shard] = {column: self._map(shard, column) for column in self.columns}
+        self._open.move_to_end(shard)
+        return self._open[shard]
+
+    def _map(self, shard: int, column: str) -> _Column:
+        entry = self._entries[shard]
+        stem = self._folder / f"{entry['name']}.{column}"
+        tokens = int(entry["tokens"][column])
+        ids = _map_file(Path(f"{stem}.bin"), _DTYPES[entry["dtype"]], tokens)
+        offsets = _map_file(Path(f"{stem}.idx"), _OFFSET, int(entry["rows"]) + 1)
+        if offsets[0] != 0 or offsets[-1] != tokens:
+            raise self._damaged(shard, column, f"offsets do not run from 0 to {tokens}")
+        return _Column(ids, offsets)
+
+    def _damaged(self, shard: int, column: str, what: str) -> DataError:
+        name = self._entries[shard]["name"]
+        return DataError(f"{self._folder / name}.{column}: damaged shard ({what}); {_AGAIN}")
+
+
+def _map_file(path: Path, dtype: np.dtype[Any], items: int) -> Ids:
+    if items == 0:  # an empty file cannot be mapped
+        return np.empty(0, dtype)
+    try:
+        # A plain array over the mapping: slicing np.memmap itself is several times slower.
+        return np.memmap(path, dtype, "r", shape=(items,)).view(np.ndarray)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be mapped ({error}); {_AGAIN}") from error

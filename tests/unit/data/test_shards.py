@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cktk.data import shards
+from cktk.data.shards import DataFolder, finished_shard, write_manifest, write_shard
+from cktk.errors import DataError
+from cktk.protocols import Template
+
+
+def content(
+    splits: dict[str, list[dict]], vocab_size: int = 100, columns: tuple[str, ...] = ("source", "target")
+) -> dict:
+    templates = {"en": {"prefix": [0], "suffix": [2]}, "fr": {"prefix": [0], "suffix": [2, 7]}}
+    return {
+        "languages": {"source": "en", "target": "fr"},
+        "columns": list(columns),
+        "tokenizer": {"fingerprint": "f" * 64, "vocab_size": vocab_size, "pad": 1, "bos": 0, "eos": 2, "unk": 3},
+        "templates": {"source": templates, "target": templates},
+        "splits": {name: {"shards": made, "rows": sum(s["rows"] for s in made)} for name, made in splits.items()},
+    }
+
+
+def make(folder: Path, shard_rows: list[list[list[int]]], vocab_size: int = 100) -> DataFolder:
+    """A folder whose split train has, for each row of ids, itself as source and its reverse as target."""
+    entries = []
+    for number, rows in enumerate(shard_rows):
+        source = [np.array(row, np.int64) for row in rows]
+        columns = {"source": source, "target": [row[::-1] for row in source]}
+        entries.append(write_shard(folder, f"train-{number:05d}", columns, vocab_size))
+    write_manifest(folder, content({"train": entries}, vocab_size))
+    return DataFolder(folder)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.lists(st.lists(st.integers(0, 69_999), max_size=5), max_size=6), min_size=1, max_size=4),
+    st.sampled_from([65_536, 65_537, 70_000]),
+)
+def test_rows_and_lengths_come_back(tmp_path_factory, tables, vocab_size):
+    tables = [[[token % vocab_size for token in row] for row in rows] for rows in tables]
+    data = make(tmp_path_factory.mktemp("data"), tables, vocab_size)
+    split, flat = data.split("train"), [row for rows in tables for row in rows]
+    assert len(split) == len(flat) and split.shard_rows == [len(rows) for rows in tables]
+    assert [split[i]["source"].tolist() for i in range(len(split))] == flat
+    assert [split[i]["target"].tolist() for i in range(len(split))] == [row[::-1] for row in flat]
+    for start in range(len(flat) + 1):
+        for stop in range(start, len(flat) + 1):
+            lengths = split.lengths("source", start, stop)
+            assert lengths.dtype == np.int64 and lengths.tolist() == [len(row) for row in flat[start:stop]]
+    data.verify()
+
+
+@pytest.mark.parametrize(("vocab_size", "width"), [(65_536, 2), (65_537, 4)])
+def test_small_vocabularies_take_two_bytes_a_token(tmp_path, vocab_size, width):
+    make(tmp_path, [[[vocab_size - 1, 5]]], vocab_size)
+    assert (tmp_path / "train-00000.source.bin").stat().st_size == 2 * width
+
+
+def test_attributes_are_those_of_the_manifest(tmp_path):
+    data = make(tmp_path, [[[4, 5]]])
+    assert data.languages == {"source": "en", "target": "fr"} and data.splits == ["train"]
+    assert (data.vocab_size, data.pad, data.bos, data.eos, data.unk) == (100, 1, 0, 2, 3)
+    assert data.fingerprint == "f" * 64 and data.tokenizer_path == tmp_path / "tokenizer"
+    assert data.template("target", "fr") == Template((0,), (2, 7))
+    with pytest.raises(DataError, match="no source language 'de'; present: en, fr"):
+        data.template("source", "de")
+
+
+def test_one_column_is_enough(tmp_path):
+    entry = write_shard(tmp_path, "train-00000", {"text": [np.array([5, 6])]}, 100)
+    write_manifest(tmp_path, content({"train": [entry]}, columns=("text",)))
+    assert DataFolder(tmp_path).split("train")[0]["text"].tolist() == [5, 6]
+
+
+def test_a_pickled_split_reads_the_same(tmp_path):
+    split = make(tmp_path, [[[4, 5]], [[6]]]).split("train")
+    assert split[1]["source"].tolist() == [6]
+    sent = pickle.dumps(split)
+    assert len(sent) < 2_000
+    assert pickle.loads(sent)[0]["source"].tolist() == [4, 5]  # noqa: S301
+
+
+def test_only_few_shards_are_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_OPEN_SHARDS", 2)
+    split = make(tmp_path, [[[n]] for n in range(5)]).split("train")
+    assert [split[i]["source"].item() for i in (0, 1, 2, 3, 4, 0)] == [0, 1, 2, 3, 4, 0]
+    assert len(split._open) == 2
+    with pytest.raises(IndexError):
+        split[5]
+
+
+def test_bad_rows_are_not_written(tmp_path):
+    with pytest.raises(DataError, match="column source holds token ids from 3 to 100, outside of the vocab"):
+        write_shard(tmp_path, "train-00000", {"source": [np.array([3, 100])]}, 100)
+    with pytest.raises(DataError, match="equally many rows"):
+        write_shard(tmp_path, "train-00000", {"source": [np.array([3])], "target": []}, 100)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shard_is_finished_when_its_files_are_whole(tmp_path):
+    assert finished_shard(tmp_path, "train-00000") is None
+    entry = write_shard(tmp_path, "train-00000", {"source": [np.array([3])]}, 100)
+    assert finished_shard(tmp_path, "train-00000") == entry
+    (tmp_path / "train-00000.source.bin").write_bytes(b"\0")
+    assert finished_shard(tmp_path, "train-00000") is None
+    (tmp_path / "train-00000.json").write_text("[1]")
+    assert finished_shard(tmp_path, "train-00000") is None
+
+
+def test_missing_and_unfinished_folders_say_what_to_do(tmp_path):
+    with pytest.raises(DataError, match="no such data folder; make it with cktk-preprocess"):
+        DataFolder(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="not a data folder"):
+        DataFolder(tmp_path)
+    write_shard(tmp_path, "train-00000", {"source": [np.array([3])]}, 100)
+    with pytest.raises(DataError, match="preprocessing was not finished"):
+        DataFolder(tmp_path)
+
+
+def test_an_unknown_split_names_the_nearest(tmp_path):
+    with pytest.raises(DataError, match="did you mean train"):
+        make(tmp_path, [[[4]]]).split("trian")
+
+
+def _truncate(folder: Path) -> str:
+    (folder / "train-00000.target.bin").write_bytes(b"\0\0")
+    return "train-00000.target.bin: shard file has 2 bytes instead of 4"
+
+
+def _remove(folder: Path) -> str:
+    (folder / "train-00000.source.idx").unlink()
+    return "train-00000.source.idx: shard file is missing"
+
+
+def _other_schema(folder: Path) -> str:
+    return _edit(folder, "schema", 9) or "data schema 9, but this version of cktk reads schema 1"
+
+
+def _no_templates(folder: Path) -> str:
+    return _edit(folder, "templates", None) or "not a manifest of cktk-preprocess"
+
+
+def _wrong_rows(folder: Path) -> str:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["splits"]["train"]["rows"] = 7
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return "rows of split train are not those of its shards"
+
+
+def _not_json(folder: Path) -> str:
+    (folder / "manifest.json").write_text("{")
+    return "cannot be read as JSON"
+
+
+def _edit(folder: Path, key: str, value: object) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, key: value}))
+
+
+@pytest.mark.parametrize("damage", [_truncate, _remove, _other_schema, _no_templates, _wrong_rows, _not_json])
+def test_damage_is_refused_at_opening(tmp_path, damage):
+    make(tmp_path, [[[4, 5]]])
+    words = damage(tmp_path)
+    with pytest.raises(DataError, match=words) as caught:
+        DataFolder(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_damage_of_equal_size_is_found_by_reading_and_by_verify(tmp_path):
+    data = make(tmp_path, [[[4, 5], [6]]])
+    np.array([4, 5, 999], "<u2").tofile(tmp_path / "train-00000.source.bin")
+    split = DataFolder(tmp_path).split("train")
+    assert split[0]["source"].tolist() == [4, 5]
+    with pytest.raises(DataError, match=r"train-00000\.source: damaged shard \(row 1 does not hold token ids"):
+        split[1]
+    with pytest.raises(DataError, match=r"train-00000\.source\.bin: checksum differs"):
+        data.verify()
+
+
+@pytest.mark.parametrize(("offsets", "words"), [([0, 5, 3], "offsets decrease"), ([0, 1, 9], "do not run from 0 to 3")])
+def test_damaged_offsets_are_found(tmp_path, offsets, words):
+    make(tmp_path, [[[4, 5], [6]]])
+    np.array(offsets, "<i8").tofile(tmp_path / "train-00000.source.idx")
+    split = DataFolder(tmp_path).split("train")
+    with pytest.raises(DataError, match=words):
+        split.lengths("source", 0, 2)
+    with pytest.raises(DataError, match="damaged shard"):
+        split[0]
+
+
+def test_a_manifest_that_could_not_be_opened_is_not_written(tmp_path):
+    with pytest.raises(DataError, match="not a manifest"):
+        write_manifest(tmp_path, {"languages": {"source": "en", "target": "fr"}})
+    assert not (tmp_path / "manifest.json").exists()
