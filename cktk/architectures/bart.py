@@ -1,0 +1,131 @@
+"""The BART family: encoder-decoders with learned positions and a head tied to the embedding."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+from transformers import BartConfig, BartForConditionalGeneration, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from cktk.architectures.spec import HEAD_WIDTH, StudentSpec, choose_ffn_width, choose_heads
+from cktk.errors import ConfigError
+from cktk.protocols import Template
+
+
+class BartFamily:
+    """Students that are plain ``BartForConditionalGeneration`` models."""
+
+    model_type: ClassVar[str] = "bart"
+    config_class: ClassVar[type[Any]] = BartConfig
+    model_class: ClassVar[type[PreTrainedModel]] = BartForConditionalGeneration
+
+    def student_config(self, teacher_config: PreTrainedConfig, spec: StudentSpec) -> PreTrainedConfig:
+        """The teacher's configuration with the sizes of ``spec``; vocabulary, positions and special ids stay.
+
+        LayerDrop is off, since a dropped layer has no state to match. Raises `ConfigError` when the teacher is of
+        another family or the heads do not divide the width.
+        """
+        if teacher_config.model_type != self.model_type:
+            raise ConfigError(
+                f"--arch {self.model_type} does not fit the teacher, whose model type is "
+                f"{teacher_config.model_type}: use --arch {teacher_config.model_type}"
+            )
+        config = copy.deepcopy(teacher_config)
+        self._resize(config, spec)
+        if spec.dropout is not None:
+            config.dropout = spec.dropout
+        config.architectures = [self.model_class.__name__]
+        config.dtype = None  # the teacher's file may be fp16; the student is trained in fp32
+        return config
+
+    @staticmethod
+    def _resize(config: Any, spec: StudentSpec) -> None:
+        width = spec.width or config.d_model
+        for side in ("encoder", "decoder"):
+            head_width = config.d_model // getattr(config, f"{side}_attention_heads")
+            ffn_width = choose_ffn_width(spec.ffn_width, width, config.d_model, getattr(config, f"{side}_ffn_dim"))
+            setattr(config, f"{side}_ffn_dim", ffn_width)
+            setattr(config, f"{side}_attention_heads", choose_heads(spec.heads, width, head_width))
+            setattr(config, f"{side}_layerdrop", 0.0)
+        config.d_model = width
+        config.encoder_layers = spec.encoder_layers or config.encoder_layers
+        config.decoder_layers = spec.decoder_layers or config.decoder_layers
+
+    def base_config(
+        self, *, vocab_size: int, pad: int, bos: int | None, eos: int, max_positions: int, spec: StudentSpec
+    ) -> PreTrainedConfig:
+        """A configuration for training from scratch, with nothing taken from a teacher.
+
+        Raises `ConfigError` when ``spec`` leaves width or depth open, or the heads do not divide the width.
+        """
+        for flag, value in (
+            ("--width", spec.width),
+            ("--encoder-layers", spec.encoder_layers),
+            ("--decoder-layers", spec.decoder_layers),
+        ):
+            if value is None:
+                raise ConfigError(f"{flag} is needed when there is no --teacher to take it from")
+        assert spec.width is not None
+        ffn_width = spec.ffn_width or 4 * spec.width
+        heads = choose_heads(spec.heads, spec.width, HEAD_WIDTH)
+        config: PreTrainedConfig = self.config_class(
+            vocab_size=vocab_size,
+            max_position_embeddings=max_positions,
+            d_model=spec.width,
+            encoder_layers=spec.encoder_layers,
+            decoder_layers=spec.decoder_layers,
+            encoder_ffn_dim=ffn_width,
+            decoder_ffn_dim=ffn_width,
+            encoder_attention_heads=heads,
+            decoder_attention_heads=heads,
+            dropout=0.1 if spec.dropout is None else spec.dropout,
+            pad_token_id=pad,
+            bos_token_id=bos,
+            eos_token_id=eos,
+            forced_eos_token_id=eos,
+            architectures=[self.model_class.__name__],
+            **self._family_settings(eos),
+        )
+        return config
+
+    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
+        """A model of ``config`` with random weights in fp32, in train mode."""
+        return self.model_class(config)
+
+    def student(self, teacher_config: PreTrainedConfig, spec: StudentSpec) -> PreTrainedModel:
+        """A student with random weights; `cktk.architectures.initialise` gives it others."""
+        return self.build(self.student_config(teacher_config, spec))
+
+    def decoder_start(self, config: PreTrainedConfig) -> int | None:
+        """The id that every decoder input begins with, or None where it is the last label (mBART)."""
+        start = config.decoder_start_token_id
+        return int(start if start is not None else _first(config.eos_token_id))
+
+    def set_generation(
+        self, student: PreTrainedModel, inherited: GenerationConfig | None = None, target: Template | None = None
+    ) -> None:
+        """Give ``student`` the generation settings that plain transformers' ``generate`` needs.
+
+        They are the teacher's (``inherited``) where there is one, completed from the model's configuration: special
+        ids, decoder start, and a maximum length where none is set (transformers would stop at 20 tokens). ``target``
+        is the template of target texts, from which mBART reads its language.
+        """
+        config: Any = student.config
+        settings: Any = copy.deepcopy(inherited if inherited is not None else student.generation_config)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "forced_eos_token_id"):
+            if getattr(settings, name) is None:
+                setattr(settings, name, getattr(config, name))
+        if settings.max_length is None and settings.max_new_tokens is None:
+            settings.max_length = config.max_position_embeddings
+        self._set_start(config, settings, target)
+        student.generation_config = settings
+
+    def _family_settings(self, eos: int) -> dict[str, Any]:
+        return {"decoder_start_token_id": eos}
+
+    def _set_start(self, config: Any, settings: Any, target: Template | None) -> None:  # noqa: ARG002 (mBART's needs it)
+        settings.decoder_start_token_id = self.decoder_start(config)
+
+
+def _first(ids: int | list[int]) -> int:
+    return ids[0] if isinstance(ids, list) else ids

@@ -1,0 +1,38 @@
+"""The mBART family (25 and 50 languages): BART with pre-normalised layers, final norms and language codes."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import MBartConfig, MBartForConditionalGeneration, PreTrainedConfig, PreTrainedModel
+
+from cktk.architectures.bart import BartFamily
+from cktk.protocols import Template
+
+
+class MBartFamily(BartFamily):
+    """Students that are plain ``MBartForConditionalGeneration`` models.
+
+    The 25-language tokenizer ends a target text in ``</s> lang``, the 50-language one writes ``lang text </s>``. In
+    both the decoder starts with the last label, as in transformers' ``shift_tokens_right``.
+    """
+
+    model_type: ClassVar[str] = "mbart"
+    config_class: ClassVar[type[Any]] = MBartConfig
+    model_class: ClassVar[type[PreTrainedModel]] = MBartForConditionalGeneration
+
+    def decoder_start(self, config: PreTrainedConfig) -> int | None:  # noqa: ARG002
+        """None: the last label comes first."""
+        return None
+
+    def _family_settings(self, eos: int) -> dict[str, Any]:  # noqa: ARG002
+        return {"scale_embedding": True}
+
+    def _set_start(self, config: Any, settings: Any, target: Template | None) -> None:
+        if target is None:
+            if settings.decoder_start_token_id is None:
+                settings.decoder_start_token_id = config.decoder_start_token_id
+            return
+        settings.decoder_start_token_id = target.suffix[-1] if target.suffix else settings.eos_token_id
+        settings.forced_bos_token_id = target.prefix[0] if target.prefix else None
+        config.decoder_start_token_id = settings.decoder_start_token_id
