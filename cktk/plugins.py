@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
@@ -33,7 +34,9 @@ def _import_path(path: Path) -> None:
     source = path / "__init__.py" if path.is_dir() else path
     if not source.is_file():
         raise ConfigError(f"--user-dir {path}: give a Python file, or a folder with an __init__.py")
-    name = f"cktk_user_{path.resolve().stem}"
+    # Two plug-ins may share a file name, so the module's name holds a digest of the whole path.
+    digest = hashlib.sha256(bytes(source.resolve())).hexdigest()[:8]
+    name = f"cktk_user_{path.resolve().stem}_{digest}"
     if name in sys.modules:
         return
     spec = importlib.util.spec_from_file_location(name, source, submodule_search_locations=[str(source.parent)])

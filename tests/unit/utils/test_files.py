@@ -1,0 +1,139 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from cktk.errors import CktkError, DataError
+from cktk.utils import files
+from cktk.utils.files import atomic_file, atomic_folder, read_json, sha256_file, write_json
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def full_disk(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_file_gets_its_name_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "out.bin"
+    path.write_bytes(b"old")
+    with atomic_file(path) as stream:
+        stream.write(b"new")
+        stream.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new" and names(tmp_path) == ["out.bin"]
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()])
+def test_an_error_inside_leaves_the_old_file_and_no_trace(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "out.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(type(error)), atomic_file(path) as stream:
+        stream.write(b"half")
+        raise error
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["out.bin"]
+
+
+def test_text_mode_takes_an_encoding(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "out.txt", "w", encoding="utf-8") as stream:
+        stream.write("déjà")
+    assert (tmp_path / "out.txt").read_bytes() == "déjà".encode()
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    path = tmp_path / "out.bin"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(files.os, call, full_disk)
+    with pytest.raises(CktkError, match=r"cannot write .*out\.bin: No space left on device; nothing was kept"):
+        with atomic_file(path) as stream:
+            stream.write(b"new")
+    assert path.read_bytes() == b"old" and names(tmp_path) == ["out.bin"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_really_full_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "open", lambda path, mode: open("/dev/full", mode), raising=False)
+    with pytest.raises(CktkError, match="No space left on device"), atomic_file(tmp_path / "out.bin") as stream:
+        stream.write(b"x" * 100_000)
+    assert names(tmp_path) == []
+
+
+def test_a_missing_or_closed_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CktkError, match=r"cannot write .*gone/out\.bin: No such file"):
+        with atomic_file(tmp_path / "gone" / "out.bin") as stream:
+            stream.write(b"x")
+
+
+def test_a_folder_gets_its_name_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with atomic_folder(target) as folder:
+        (folder / "sub").mkdir()
+        (folder / "sub" / "a.txt").write_text("a")
+        assert not target.exists()
+    assert (target / "sub" / "a.txt").read_text() == "a" and names(tmp_path) == ["model"]
+
+
+def test_a_folder_with_an_error_inside_never_appears(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), atomic_folder(tmp_path / "model") as folder:
+        (folder / "a.txt").write_text("a")
+        raise ValueError("mine")
+    assert names(tmp_path) == []
+
+
+def test_a_folder_on_a_full_disk_never_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.os, "fsync", full_disk)
+    with pytest.raises(CktkError, match="model: No space left on device; nothing was kept"):
+        with atomic_folder(tmp_path / "model") as folder:
+            (folder / "a.txt").write_text("a")
+    assert names(tmp_path) == []
+
+
+def test_an_existing_folder_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "kept.txt").write_text("kept")
+    with pytest.raises(CktkError, match="cannot write .*model"), atomic_folder(target) as folder:
+        (folder / "new.txt").write_text("new")
+    assert names(tmp_path) == ["model"] and names(target) == ["kept.txt"]
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    value = {"a": [1, 2.5, None], "é": {"b": True}}
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+    assert "é" in (tmp_path / "x.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00", b'{"a": 1} x'])
+def test_damaged_json_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.json: cannot be read as JSON"):
+        read_json(tmp_path / "x.json")
+
+
+def test_missing_json_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x\.json: no such file"):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_failed_json_write_keeps_the_old_one(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", {"a": object()})
+    assert read_json(tmp_path / "x.json") == {"a": 1} and names(tmp_path) == ["x.json"]
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 7])
+def test_checksums_agree_with_hashlib(tmp_path: Path, size: int) -> None:
+    content = os.urandom(size)
+    (tmp_path / "x").write_bytes(content)
+    assert sha256_file(tmp_path / "x") == hashlib.sha256(content).hexdigest()
