@@ -1,0 +1,119 @@
+"""Starting weights of a student: random, or taken from its teacher or from an earlier student.
+
+Sources: ``truncate`` from the scripts released with "Improving Language Model Distillation through Hidden State
+Matching" (ICLR 2025); ``copy`` from distilBART (Shleifer and Rush, 2020) and DistilBERT (Sanh et al., 2019).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel
+
+from cktk.architectures.layer_map import SIDES, layer_count, spread_layers, truncated_layers
+from cktk.errors import ConfigError
+
+_LAYER = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.")
+
+#: What has to fit between a student and the source of its weights: configuration field and the flag that sets it.
+_RESIZABLE = (
+    ("d_model", "--width"),
+    ("encoder_ffn_dim", "--ffn-width"),
+    ("decoder_ffn_dim", "--ffn-width"),
+    ("encoder_attention_heads", "--heads"),
+    ("decoder_attention_heads", "--heads"),
+)
+_FIXED = ("model_type", "vocab_size", "max_position_embeddings")
+
+
+def initialise(
+    student: PreTrainedModel,
+    init: str,
+    *,
+    teacher: PreTrainedModel | None = None,
+    checkpoint: PreTrainedModel | None = None,
+) -> None:
+    """Give ``student`` its starting weights in place; everything is checked before the first tensor changes.
+
+    - ``random``: as built by transformers (drawn from torch's global generator when the student was made).
+    - ``truncate``: student layer i is the leading block ``W[:d_out, :d_in]`` of teacher layer floor(i L_T / L_S); all
+      other tensors are leading blocks too. Embeddings are not rescaled: where the model multiplies them by
+      sqrt(width) (mBART), the student uses its own width.
+    - ``copy``: evenly spread whole layers of a teacher of the same width, feed-forward width and heads.
+    - ``checkpoint``: the same from an earlier student, whose layers are dropped or repeated.
+
+    Raises `ConfigError` naming the flag when the source is absent or its sizes do not fit.
+    """
+    if init == "random":
+        return
+    if init == "truncate":
+        source = _required(teacher, "--init truncate takes weights from a teacher: give --teacher")
+        _check_fixed(student, source, "--init truncate", "the teacher")
+        _check_not_larger(student, source)
+        _fill(student, source, truncated_layers)
+    elif init == "copy":
+        source = _required(teacher, "--init copy takes layers from a teacher: give --teacher")
+        _check_equal(student, source, "--init copy", "the teacher", ", or use --init truncate")
+        _fill(student, source, spread_layers)
+    elif init == "checkpoint":
+        source = _required(checkpoint, "--init checkpoint takes layers from an earlier student: give --init-checkpoint")
+        _check_equal(student, source, "--init checkpoint", "the checkpoint", "")
+        _fill(student, source, spread_layers)
+    else:
+        raise ConfigError(f"--init {init}: unknown name; known: random, truncate, copy, checkpoint")
+
+
+def _required(model: PreTrainedModel | None, message: str) -> PreTrainedModel:
+    if model is None:
+        raise ConfigError(message)
+    return model
+
+
+def _check_fixed(student: PreTrainedModel, source: PreTrainedModel, init: str, name: str) -> None:
+    for field in _FIXED:
+        ours, theirs = getattr(student.config, field), getattr(source.config, field)
+        if ours != theirs:
+            raise ConfigError(f"{init}: {field} is {ours} in the student but {theirs} in {name}; they have to be equal")
+
+
+def _check_equal(student: PreTrainedModel, source: PreTrainedModel, init: str, name: str, otherwise: str) -> None:
+    _check_fixed(student, source, init, name)
+    for field, flag in _RESIZABLE:
+        ours, theirs = getattr(student.config, field), getattr(source.config, field)
+        if ours != theirs:
+            raise ConfigError(
+                f"{init} takes whole layers, but {field} is {ours} in the student and {theirs} in {name}: "
+                f"set {flag} {theirs}{otherwise}"
+            )
+
+
+def _check_not_larger(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
+    for field, flag in _RESIZABLE[:3]:  # any number of heads has the same tensors
+        ours, theirs = getattr(student.config, field), getattr(teacher.config, field)
+        if ours > theirs:
+            raise ConfigError(
+                f"--init truncate cuts the teacher's tensors, but {field} is {ours} in the student and only {theirs} "
+                f"in the teacher: set {flag} {theirs} or less, or use --init random"
+            )
+
+
+@torch.no_grad()
+def _fill(student: PreTrainedModel, source: PreTrainedModel, layer_map: Callable[[int, int], list[int]]) -> None:
+    """Fill every tensor of ``student`` with the leading block of its counterpart, layers going by ``layer_map``.
+
+    Parameters are written in place and each once, so a head tied to the embedding stays tied.
+    """
+    layers: dict[str, list[int]] = {
+        side: layer_map(layer_count(student.config, side), layer_count(source.config, side)) for side in SIDES
+    }
+
+    def counterpart(match: re.Match[str]) -> str:
+        return f"model.{match[1]}.layers.{layers[match[1]][int(match[2])]}."
+
+    tensors = source.state_dict()
+    for name, target in itertools.chain(student.named_parameters(), student.named_buffers()):
+        block = tensors[_LAYER.sub(counterpart, name)]
+        target.copy_(block[tuple(slice(size) for size in target.shape)])
