@@ -1,0 +1,1 @@
+"""Losses between a student, its teacher and the gold labels."""
