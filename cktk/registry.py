@@ -130,20 +130,17 @@ SOURCES = Registry(
     "source",
     {
         "text": ("cktk.data.configs:TextSourceConfig", "cktk.data.sources:ParallelTextSource"),
-        "tsv": ("cktk.data.configs:TableSourceConfig", "cktk.data.sources:TsvSource"),
-        "csv": ("cktk.data.configs:TableSourceConfig", "cktk.data.sources:CsvSource"),
-        "jsonl": ("cktk.data.configs:TableSourceConfig", "cktk.data.sources:JsonlSource"),
-        "parquet": ("cktk.data.configs:TableSourceConfig", "cktk.data.sources:ParquetSource"),
-        "datasets": ("cktk.data.configs:DatasetsSourceConfig", "cktk.data.sources:DatasetsSource"),
+        "tsv": ("cktk.data.configs:DelimitedSourceConfig", "cktk.data.tables:TsvSource"),
+        "csv": ("cktk.data.configs:DelimitedSourceConfig", "cktk.data.tables:CsvSource"),
+        "jsonl": ("cktk.data.configs:TableSourceConfig", "cktk.data.tables:JsonlSource"),
+        "parquet": ("cktk.data.configs:TableSourceConfig", "cktk.data.tables:ParquetSource"),
+        "datasets": ("cktk.data.configs:DatasetsSourceConfig", "cktk.data.hub_source:DatasetsSource"),
     },
 )
 
 TOKENIZERS = Registry(
-    "tokenizer-kind",
-    {
-        "pretrained": ("cktk.data.configs:PretrainedTokenizerConfig", "cktk.data.tokenizers:load_pretrained"),
-        "unigram": ("cktk.data.configs:UnigramTokenizerConfig", "cktk.data.tokenizers:train_unigram"),
-    },
+    "train-tokenizer",
+    {"unigram": ("cktk.data.configs:UnigramTokenizerConfig", "cktk.data.unigram:train_unigram")},
 )
 
 ALL_REGISTRIES = (CRITERIA, ARCHITECTURES, TASKS, OPTIMIZERS, LR_SCHEDULERS, SOURCES, TOKENIZERS)

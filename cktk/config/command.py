@@ -28,12 +28,16 @@ class ConfigTable(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-    """A flag that chooses from a registry; the flags of what was chosen join the command's."""
+    """A flag that chooses from a registry; the flags of what was chosen join the command's.
+
+    Where neither flag nor run file chooses, ``infer`` may, from the options that are written there.
+    """
 
     flag: str
     registry: ConfigTable
     default: str | None
     help: str
+    infer: Callable[[Mapping[str, Raw]], str | None] | None = None
 
     @property
     def name(self) -> str:
@@ -93,12 +97,13 @@ class Command:
     def parse(self, argv: Sequence[str] | None = None) -> Settings:
         """Parse ``argv`` (default: the process's) and the run file it names; raises `ConfigError`."""
         arguments = list(sys.argv[1:] if argv is None else argv)
-        early, _ = self._early_parser().parse_known_args(arguments)
+        early, others = self._early_parser().parse_known_args(arguments)
         written = read_run_file(Path(early.config)) if early.config else {}
         user_dir = early.user_dir or (written["user_dir"].raw if "user_dir" in written else None)
         if self.load_plugins:
             self.load_plugins(str(user_dir) if user_dir else None)
-        chosen = {component.name: self._choose(component, early, written) for component in self.components}
+        given = {**{name: value.raw for name, value in written.items()}, **_glance(others)}
+        chosen = {component.name: self._choose(component, early, written, given) for component in self.components}
         sections = [*self.sections, *self._chosen_sections(chosen)]
         table = _option_table(sections)
         flags = self._parse_flags(table, arguments)
@@ -115,11 +120,19 @@ class Command:
             parser.add_argument("--" + component.flag)
         return parser
 
-    def _choose(self, component: Component, early: argparse.Namespace, written: Mapping[str, Written]) -> str | None:
+    def _choose(
+        self,
+        component: Component,
+        early: argparse.Namespace,
+        written: Mapping[str, Written],
+        given: Mapping[str, Raw],
+    ) -> str | None:
         name = getattr(early, component.name)
         where = f"--{component.flag}"
         if name is None and component.name in written:
             name, where = written[component.name]
+        if name is None and component.infer is not None:
+            name = component.infer(given)
         name = name or component.default
         if name is not None and name not in component.registry.names():
             raise ConfigError(
@@ -211,6 +224,16 @@ def _typed_values(table: Mapping[str, _Owned], written: Mapping[str, Written]) -
         else:
             values[name] = option.field.default
     return values
+
+
+def _glance(arguments: Sequence[str]) -> dict[str, Raw]:
+    """The options among ``arguments`` as written, before it is known which ones there are."""
+    given: dict[str, Raw] = {}
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if argument.startswith("--"):
+            flag, equals, text = argument[2:].partition("=")
+            given[flag.replace("-", "_")] = text if equals else following
+    return given
 
 
 def _add_flag(group: Any, option: Option) -> None:

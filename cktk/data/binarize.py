@@ -1,0 +1,177 @@
+"""Parallel text to shards: worker processes tokenise blocks of lines while this process reads and writes.
+
+A shard holds ``shard_size`` consecutive lines of the input (fewer rows, where some are dropped). Its JSON file is written
+last and keeps a hash of the text that it was made from, so that a repeated run skips the shards that are there, and
+refuses to mix them with other text. At most two shards of text are in memory at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cktk.data.blocks import Block, BlockEncoder, Encoded, Rules
+from cktk.data.encoder import EncoderSpec
+from cktk.data.shards import Ids, finished_shard, write_shard
+from cktk.data.sources import Pair
+from cktk.errors import CktkError, DataError
+from cktk.utils.files import write_json
+
+#: Lines that a worker gets at a time.
+BLOCK_LINES = 2048
+
+#: Called with the number of lines that have just been dealt with.
+Progress = Callable[[int], None]
+
+#: Starts to encode a block; the result is fetched by calling what is returned.
+Submit = Callable[[Block, bool], Callable[[], Encoded]]
+
+
+class _Shard(NamedTuple):
+    """A shard on its way: finished already (``entry``), or the results of its blocks to wait for."""
+
+    name: str
+    lines: int
+    text: str
+    entry: dict[str, Any] | None
+    results: list[Callable[[], Encoded]]
+
+
+class Binarizer:
+    """Writes the shards of splits into ``folder``; ``submit`` comes from `block_workers`."""
+
+    def __init__(self, folder: Path, submit: Submit, vocab_size: int, shard_size: int) -> None:
+        self._folder = folder
+        self._submit = submit
+        self._vocab_size = vocab_size
+        self._shard_size = shard_size
+
+    def split(self, name: str, rows: Iterator[Pair], progress: Progress) -> dict[str, Any]:
+        """Write split ``name`` and return its manifest entry: ``shards``, ``rows`` and ``counts``."""
+        entries: list[dict[str, Any]] = []
+        ahead: _Shard | None = None
+        for number in range(10**9):
+            # The next shard's blocks are under way before this one's are collected, so workers never wait.
+            shard = self._start(f"{name}-{number:05d}", name == "train", list(islice(rows, self._shard_size)))
+            if ahead is not None:
+                entries.append(self._finish(ahead, progress))
+            ahead = shard
+            if shard is None:
+                break
+        counts: Counter[str] = sum((Counter(entry.pop("counts")) for entry in entries), Counter())
+        for entry in entries:
+            del entry["text"]
+        split = {"shards": entries, "rows": sum(entry["rows"] for entry in entries), "counts": dict(counts)}
+        if not split["rows"]:
+            raise DataError(f"{name}: no row remains ({counts['lines']} lines, all of them dropped); check the text")
+        return split
+
+    def _start(self, name: str, may_drop: bool, pairs: list[Pair]) -> _Shard | None:
+        if not pairs:
+            if (self._folder / f"{name}.json").exists():
+                raise _other_text(self._folder / name)
+            return None
+        sources, targets = map(list, zip(*pairs, strict=True))
+        text = _hash(sources, targets)
+        entry = finished_shard(self._folder, name)
+        if entry is not None and "text" in entry:
+            if entry["text"] != text:
+                raise _other_text(self._folder / name)
+            return _Shard(name, len(pairs), text, entry, [])
+        blocks = (
+            Block(sources[at : at + BLOCK_LINES], targets[at : at + BLOCK_LINES])
+            for at in range(0, len(pairs), BLOCK_LINES)
+        )
+        return _Shard(name, len(pairs), text, None, [self._submit(block, may_drop) for block in blocks])
+
+    def _finish(self, shard: _Shard, progress: Progress) -> dict[str, Any]:
+        if shard.entry is not None:
+            progress(shard.lines)
+            return shard.entry
+        columns: dict[str, list[Ids]] = {"source": [], "target": []}
+        counts: Counter[str] = Counter()
+        for result in shard.results:
+            encoded = result()
+            columns["source"] += encoded.source.split()
+            columns["target"] += encoded.target.split()
+            counts += encoded.counts
+            progress(encoded.counts["lines"])
+        entry = write_shard(self._folder, shard.name, columns, self._vocab_size)
+        entry |= {"text": shard.text, "counts": dict(counts)}
+        write_json(self._folder / f"{shard.name}.json", entry)
+        return entry
+
+
+def _hash(sources: Sequence[str], targets: Sequence[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for side in (sources, targets):
+        digest.update("\0".join(side).encode() + b"\0\0")
+    return digest.hexdigest()
+
+
+def _other_text(shard: Path) -> DataError:
+    return DataError(
+        f"{shard}: was made from other text than is given now; choose another --dest-dir, or remove that folder"
+    )
+
+
+_worker: BlockEncoder
+
+
+@contextmanager
+def block_workers(
+    spec: EncoderSpec, rules: Rules, unknown: int | None, specials: Sequence[int], workers: int
+) -> Iterator[Submit]:
+    """Processes that encode blocks; with one worker, this process does it itself when the result is fetched."""
+    arguments = (spec, rules, unknown, specials)
+    if workers == 1:
+        encode = BlockEncoder(spec.open(), rules, unknown, specials)
+        yield lambda block, may_drop: partial(encode, block, may_drop)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, arguments)
+    try:
+        yield lambda block, may_drop: partial(_fetch, pool.submit(_encode_in_worker, block, may_drop))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _fetch(future: Any) -> Encoded:
+    try:
+        return future.result()  # type: ignore[no-any-return]
+    except BrokenProcessPool as error:
+        raise CktkError(
+            "a worker process was killed, perhaps for lack of memory; run the command again with fewer --workers "
+            "or a smaller --shard-size (finished shards are kept)"
+        ) from error
+
+
+def _start_worker(spec: EncoderSpec, rules: Rules, unknown: int | None, specials: Sequence[int]) -> None:
+    global _worker
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _worker = BlockEncoder(spec.open(), rules, unknown, specials)
+
+
+def _exit_with_parent() -> None:
+    # A killed parent cannot shut its pool down, and its workers would wait for blocks for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_in_worker(block: Block, may_drop: bool) -> Encoded:
+    return _worker(block, may_drop)

@@ -1,0 +1,81 @@
+"""Parallel text through Hugging Face `datasets`: a folder that it saved, or a name on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+
+from cktk.config.options import unknown_name
+from cktk.data import columns
+from cktk.data.configs import DatasetsSourceConfig
+from cktk.data.sources import SPLITS, Pair
+from cktk.errors import DataError
+
+_USUAL_NAMES = {"train": "train", "valid": "validation", "test": "test"}
+_BATCH_ROWS = 4096
+
+
+class DatasetsSource:
+    """Splits of a dataset; its rows stay on disk (memory-mapped) and are read in batches.
+
+    Wmt-style rows, ``{"translation": {"ro": ..., "en": ...}}``, are found without naming columns.
+    """
+
+    def __init__(self, config: DatasetsSourceConfig, source_lang: str, target_lang: str) -> None:
+        self._name = config.dataset
+        self._wanted = columns.wanted_columns(config.source_column, config.target_column, source_lang, target_lang)
+        found = _load(config.dataset, config.dataset_config)
+        self._splits: dict[str, datasets.Dataset] = {}
+        for split in SPLITS:
+            given = getattr(config, f"{split}_split")
+            if given is not None and given not in found:
+                raise DataError(f"--{split}-split: {unknown_name(given, map(str, found))} in {config.dataset}")
+            if (name := given or _USUAL_NAMES[split]) in found:
+                self._splits[split] = found[name]
+        if not self._splits:
+            raise DataError(
+                f"--dataset {config.dataset}: none of the splits train, validation and test; choose with "
+                f"--train-split, --valid-split and --test-split among: {', '.join(map(str, found))}"
+            )
+
+    def splits(self) -> list[str]:
+        return list(self._splits)
+
+    def count(self, split: str) -> int:
+        """Rows of ``split``; raises `DataError` if there are none, or a column is missing."""
+        data = self._splits[split]
+        if not len(data):
+            raise DataError(f"--dataset {self._name}: its {split} split is empty")
+        next(self.rows(split))
+        return len(data)
+
+    def rows(self, split: str) -> Iterator[Pair]:
+        data = self._splits[split]
+        where = f"--dataset {self._name}, {split} split"
+        one, other = (columns.find_column(wanted, data[0], where) for wanted in self._wanted)
+        for batch in data.select_columns(list({one[0], other[0]})).iter(_BATCH_ROWS):
+            for sides in zip(batch[one[0]], batch[other[0]], strict=True):
+                yield (
+                    columns.text_at({one[0]: sides[0]}, one, where),
+                    columns.text_at({other[0]: sides[1]}, other, where),
+                )
+
+
+def _load(name: str, config: str | None) -> datasets.DatasetDict:
+    """All splits of a saved folder or a hub name; a folder that holds a single split counts as ``train``."""
+    folder = Path(name)
+    datasets.disable_progress_bars()
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            loaded = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name, config)
+    except Exception as error:  # datasets raises many kinds: its own, of the network, of parsers
+        raise DataError(f"--dataset {name}: cannot be loaded ({type(error).__name__}: {error})") from error
+    if isinstance(loaded, datasets.Dataset):
+        return datasets.DatasetDict(train=loaded)
+    if not isinstance(loaded, datasets.DatasetDict):
+        raise DataError(f"--dataset {name}: holds a {type(loaded).__name__}; save it as a Dataset or DatasetDict")
+    return loaded

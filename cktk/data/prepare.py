@@ -1,0 +1,183 @@
+"""From a source of parallel text to a data folder: checks first, then the tokenizer, the shards, and the manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from cktk.data import tokenizers
+from cktk.data.binarize import Binarizer, Rules, block_workers
+from cktk.data.configs import PreprocessConfig
+from cktk.data.encoder import EncoderSpec
+from cktk.data.shards import MANIFEST, TOKENIZER_FOLDER, write_manifest
+from cktk.data.sources import Source
+from cktk.errors import DataError
+from cktk.utils.files import atomic_folder, read_json, write_json
+
+#: What a data folder was asked to be; written first, so that a repeated command knows what it continues.
+RECORD = "preprocess.json"
+
+#: Called with the split, its number of lines if known, and the lines just done.
+SplitProgress = Callable[[str, "int | None", int], None]
+
+
+class TokenizerMaker(Protocol):
+    """Where the tokenizer comes from."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which tokenizer it will be, as JSON; a folder made with another identity is not continued."""
+        ...
+
+    def make(self, folder: Path) -> None:
+        """Write a folder that AutoTokenizer opens."""
+        ...
+
+
+class PretrainedTokenizer:
+    """A Hugging Face tokenizer folder or hub name."""
+
+    def __init__(self, name: str, source_lang: str, target_lang: str) -> None:
+        self._tokenizer = tokenizers.open_tokenizer(name)
+        tokenizers.check_languages(self._tokenizer, [source_lang, target_lang])
+
+    def identity(self) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            self.make(Path(folder))
+            return {"kind": "pretrained", "fingerprint": tokenizers.fingerprint(Path(folder))}
+
+    def make(self, folder: Path) -> None:
+        self._tokenizer.save_pretrained(folder)
+
+
+class TrainedTokenizer:
+    """A tokenizer learned from both sides of the train split by ``train(config, texts, folder, workers)``."""
+
+    def __init__(self, kind: str, config: Any, train: Callable[..., None], source: Source, workers: int) -> None:
+        self._kind = kind
+        self._config = config
+        self._train = train
+        self._source = source
+        self._workers = workers
+        if "train" not in source.splits():
+            raise DataError("--train-tokenizer learns from the train split, and none is given; add it, or --tokenizer")
+
+    def identity(self) -> dict[str, Any]:
+        digest = hashlib.blake2b(digest_size=16)
+        for text in self._texts():
+            digest.update(text.encode() + b"\0")
+        return {"kind": self._kind, "text": digest.hexdigest(), **vars(self._config)}
+
+    def make(self, folder: Path) -> None:
+        self._train(self._config, self._texts(), folder, self._workers)
+
+    def _texts(self) -> Iterator[str]:
+        for pair in self._source.rows("train"):
+            yield from pair
+
+
+class Prepared(NamedTuple):
+    """What was made: the content of the manifest, and whether a finished folder was found and left as it was."""
+
+    manifest: dict[str, Any]
+    unchanged: bool
+
+
+def prepare(
+    source: Source, tokenizer: TokenizerMaker, config: PreprocessConfig, progress: SplitProgress | None = None
+) -> Prepared:
+    """Write the data folder ``config.dest_dir``, or finish one that an interrupted run of the same command left.
+
+    Raises `DataError` before anything is written if the text cannot be read, or the folder holds something else.
+    """
+    folder = Path(config.dest_dir)
+    _check_free(folder)
+    totals = {split: source.count(split) for split in source.splits()}
+    record = _record(config, tokenizer.identity())
+    previous = _check_continued(folder, record, totals)
+    if not (folder / TOKENIZER_FOLDER).exists():
+        with atomic_folder(folder / TOKENIZER_FOLDER) as inner:
+            tokenizer.make(inner)
+            write_json(folder / RECORD, record)
+    manifest, spec, specials = _tokenizer_entries(folder, config)
+    described = manifest["tokenizer"]
+    rules = Rules(config.empty_lines, config.overlong_lines, config.max_length)
+    with block_workers(spec, rules, described["unk"], specials, config.workers) as submit:
+        binarizer = Binarizer(folder, submit, described["vocab_size"], config.shard_size)
+        for split, total in totals.items():
+            report = partial(progress, split, total) if progress else _silent
+            manifest["splits"][split] = binarizer.split(split, source.rows(split), report)
+    unchanged = previous is not None and previous.get("splits") == manifest["splits"]
+    if not unchanged:
+        write_manifest(folder, manifest)
+    return Prepared(manifest, unchanged)
+
+
+def _silent(lines: int) -> None:
+    pass
+
+
+def _tokenizer_entries(folder: Path, config: PreprocessConfig) -> tuple[dict[str, Any], EncoderSpec, list[int]]:
+    """The manifest without its splits, how to encode, and the ids of special tokens (the unknown token aside)."""
+    tokenizer: Any = tokenizers.open_tokenizer(folder / TOKENIZER_FOLDER)
+    languages = {"source": config.source_lang, "target": config.target_lang}
+    described = tokenizers.describe(tokenizer, folder / TOKENIZER_FOLDER)
+    templates = tokenizers.probe_templates(tokenizer, list(languages.values()))
+    manifest: dict[str, Any] = {
+        "languages": languages,
+        "columns": ["source", "target"],
+        "tokenizer": described,
+        "templates": {
+            role: {lang: {"prefix": list(t.prefix), "suffix": list(t.suffix)} for lang, t in by_language.items()}
+            for role, by_language in templates.items()
+        },
+        "splits": {},
+    }
+    spec = tokenizers.encoder_spec(tokenizer, folder / TOKENIZER_FOLDER, languages)
+    return manifest, spec, [token for token in tokenizer.all_special_ids if token != described["unk"]]
+
+
+def _record(config: PreprocessConfig, tokenizer: dict[str, Any]) -> dict[str, Any]:
+    kept = ("source_lang", "target_lang", "shard_size", "empty_lines", "max_length", "overlong_lines")
+    return {**{name: getattr(config, name) for name in kept}, "tokenizer": tokenizer}
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder that holds anything but a data folder or the beginnings of one."""
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"--dest-dir {folder}: is a file; choose a folder")
+    # Left-overs of an interrupted write are hidden files ending in .tmp.
+    found = sorted(path.name for path in folder.glob("*") if not path.name.endswith(".tmp")) if folder.exists() else []
+    if found and RECORD not in found:
+        raise DataError(f"--dest-dir {folder}: holds other data ({found[0]}); choose a new or empty folder")
+
+
+def _check_continued(folder: Path, record: dict[str, Any], splits: Collection[str]) -> dict[str, Any] | None:
+    """Refuse a data folder made with other settings; returns its manifest if it is finished."""
+    if not (folder / RECORD).exists():
+        return None
+    before = _flat(read_json(folder / RECORD))
+    now = _flat(record)
+    for name in sorted({*before, *now}):
+        if before.get(name) != now.get(name):
+            raise DataError(
+                f"--dest-dir {folder}: was made with {name} {before.get(name)}, not {now.get(name)}; "
+                "choose another folder, or remove this one"
+            )
+    if not (folder / MANIFEST).exists():
+        return None
+    manifest: dict[str, Any] = read_json(folder / MANIFEST)
+    if left := [split for split in manifest["splits"] if split not in splits]:
+        raise DataError(
+            f"--dest-dir {folder}: also holds the split {left[0]}, which is not given now; give it too, or choose "
+            "another folder"
+        )
+    return manifest
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    tokenizer = record.get("tokenizer", {})
+    return {**record, "tokenizer": None, **{f"tokenizer {name}": value for name, value in tokenizer.items()}}

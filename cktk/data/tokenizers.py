@@ -1,0 +1,140 @@
+"""Hugging Face tokenizers: opening and saving them, and finding out what they put around a text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from cktk.config.options import unknown_name
+from cktk.data.encoder import EncoderSpec, Role, RustEncoder, Rows
+from cktk.errors import DataError
+from cktk.protocols import Template
+
+ROLES: tuple[Role, ...] = ("source", "target")
+
+# Texts with which two ways to the same ids are compared: spaces, accents, scripts, symbols, lengths.
+_PROBES = ["a", "Hello world.", "  two  spaces ", "Ça et là, l'été", "汉字 と かな", "👍🏽 <s> x²", "word " * 600]
+
+
+def open_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """Open a tokenizer folder or hub name; raises `DataError` if there is none, or it has no pad or end-of-text token."""
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(name))
+    except Exception as error:  # transformers raises many kinds: of files, of the network, of parsers
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(f"--tokenizer {name}: no tokenizer can be opened there ({reason})") from error
+    if tokenizer.pad_token_id is None or end_token(tokenizer) is None:
+        missing = "padding" if tokenizer.pad_token_id is None else "end-of-text"
+        raise DataError(f"--tokenizer {name}: it has no {missing} token; use the tokenizer of an encoder-decoder model")
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def end_token(tokenizer: Any) -> int | None:
+    """Id of the token that ends a text (BERT's tokenizers name it [SEP])."""
+    return tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 of what determines the ids of the tokenizer saved in ``folder``: ``tokenizer.json``, else all its files."""
+    single = folder / "tokenizer.json"
+    files = [single] if single.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def describe(tokenizer: Any, folder: Path) -> dict[str, Any]:
+    """The manifest's entry for a tokenizer that was saved in ``folder``."""
+    vocabulary = tokenizer.get_vocab()
+    return {
+        "fingerprint": fingerprint(folder),
+        "vocab_size": max(vocabulary.values()) + 1,
+        "pad": tokenizer.pad_token_id,
+        "bos": tokenizer.bos_token_id,
+        "eos": end_token(tokenizer),
+        "unk": tokenizer.unk_token_id,
+    }
+
+
+def encoder_spec(tokenizer: Any, folder: Path, languages: dict[Role, str]) -> EncoderSpec:
+    """How worker processes are to encode: by ``tokenizer.json`` alone where that gives the tokenizer's own ids."""
+    if not (folder / "tokenizer.json").is_file():
+        return EncoderSpec(folder, languages, rust=False)
+    rust = RustEncoder(folder)
+    python = PythonEncoder(tokenizer, languages)
+    same = all(
+        [ids.tolist() for ids in rust(_PROBES, role).split()] == [ids.tolist() for ids in python(_PROBES, role).split()]
+        for role in ROLES
+    )
+    return EncoderSpec(folder, languages, rust=same)
+
+
+class PythonEncoder:
+    """A tokenizer as transformers runs it; targets are encoded as such, for those with a vocabulary for each side."""
+
+    def __init__(self, tokenizer: Any, languages: dict[Role, str]) -> None:
+        self._tokenizer = tokenizer
+        if knows_languages(tokenizer):
+            tokenizer.src_lang, tokenizer.tgt_lang = languages["source"], languages["target"]
+
+    def __call__(self, texts: list[str], role: Role) -> Rows:
+        text = {"text": texts} if role == "source" else {"text_target": texts}
+        return Rows.join(self._tokenizer(**text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def knows_languages(tokenizer: Any) -> bool:
+    """Whether the tokenizer marks the language of a text (mBART, NLLB, M2M-100)."""
+    return hasattr(tokenizer, "src_lang")
+
+
+def probe_templates(tokenizer: Any, languages: Sequence[str]) -> dict[Role, dict[str, Template]]:
+    """What the tokenizer puts around a source and around a target text, for each of ``languages``.
+
+    Found by encoding a text with and without special tokens. Changes the tokenizer's current languages. Raises
+    `DataError` for a language that a multilingual tokenizer does not know.
+    """
+    check_languages(tokenizer, languages)
+    return {role: {lang: _probe(tokenizer, role, lang) for lang in languages} for role in ROLES}
+
+
+def _probe(tokenizer: Any, role: Role, lang: str) -> Template:
+    if knows_languages(tokenizer):
+        setattr(tokenizer, "src_lang" if role == "source" else "tgt_lang", lang)
+    key = "text" if role == "source" else "text_target"
+    inner = tokenizer(**{key: "a"}, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(**{key: "a"})["input_ids"]
+    for start in range(len(whole) - len(inner) + 1):
+        if whole[start : start + len(inner)] == inner:
+            return Template(tuple(whole[:start]), tuple(whole[start + len(inner) :]))
+    raise DataError(
+        f"--tokenizer: {type(tokenizer).__name__} encodes a text differently with and without special tokens; "
+        "use another tokenizer"
+    )
+
+
+def check_languages(tokenizer: Any, languages: Sequence[str]) -> None:
+    """Raise `DataError` for a language that a multilingual tokenizer does not know; others take any."""
+    for lang in languages if knows_languages(tokenizer) else ():
+        _check_language(tokenizer, lang)
+
+
+def _check_language(tokenizer: Any, lang: str) -> None:
+    # M2M-100 spells a language's token differently (__en__); the others use the code itself.
+    table = getattr(tokenizer, "lang_code_to_token", None) or getattr(tokenizer, "lang_code_to_id", None)
+    codes = list(table) if table else _marks(tokenizer)
+    if lang not in codes:
+        short = [code for code in codes if code.partition("_")[0] == lang]
+        hint = f"did you mean {short[0]}? known: {', '.join(codes)}" if short else unknown_name(lang, codes)
+        raise DataError(
+            f"--source-lang/--target-lang: {type(tokenizer).__name__} has no language {lang!r}; {hint} "
+            f"(files and columns may still be named without the part after the underscore)"
+        )
+
+
+def _marks(tokenizer: Any) -> list[str]:
+    return [token for token in tokenizer.all_special_tokens if not token.startswith("<")]

@@ -1,0 +1,133 @@
+"""cktk-preprocess: parallel text to a folder of binarised shards."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cktk.config.command import Command, Component, Settings
+from cktk.config.options import Raw
+from cktk.data.configs import PreprocessConfig
+from cktk.errors import ConfigError
+from cktk.plugins import load_plugins
+from cktk.registry import SOURCES, TOKENIZERS
+from cktk_cli.run import run_command
+
+_ENDINGS = {"tsv": "tsv", "csv": "csv", "jsonl": "jsonl", "json": "jsonl", "parquet": "parquet"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with ``argv`` (default: the process's arguments) and return its exit code."""
+    command = Command(
+        "cktk-preprocess",
+        "Turns parallel text into a data folder: tokenised shards, the tokenizer, and a manifest.",
+        [PreprocessConfig],
+        [
+            Component("source", SOURCES, "text", "kind of input; otherwise told by its flags and file names", _source),
+            Component("train-tokenizer", TOKENIZERS, None, "learn a tokenizer from the train split"),
+        ],
+        load_plugins,
+    )
+    return run_command(command, _preprocess, argv)
+
+
+def _source(given: Mapping[str, Raw]) -> str | None:
+    """The kind of input that the given flags speak of."""
+    if "dataset" in given:
+        return "datasets"
+    for name in ("train_file", "valid_file", "test_file"):
+        if name in given:
+            ending = str(given[name]).removesuffix(".gz").rpartition(".")[2]
+            if ending not in _ENDINGS:
+                flag = name.replace("_", "-")
+                raise ConfigError(
+                    f"--{flag} {given[name]}: its name does not tell the format; add --source tsv, for one"
+                )
+            return _ENDINGS[ending]
+    return None
+
+
+def _preprocess(settings: Settings) -> None:
+    config = settings.section(PreprocessConfig)
+    kind, options = settings.component("source")
+    trained = settings.values["train_tokenizer"]
+    if (trained is None) == (config.tokenizer is None):
+        raise ConfigError("give either --tokenizer PATH or --train-tokenizer unigram")
+    source = SOURCES.target(kind)(options, config.source_lang, config.target_lang)
+    # transformers takes seconds to import: only now, after the settings and files have been looked at.
+    from cktk.data.prepare import PretrainedTokenizer, TokenizerMaker, TrainedTokenizer, prepare
+
+    maker: TokenizerMaker
+    if config.tokenizer is not None:
+        maker = PretrainedTokenizer(config.tokenizer, config.source_lang, config.target_lang)
+    else:
+        kind, options = settings.component("train-tokenizer")
+        maker = TrainedTokenizer(kind, options, TOKENIZERS.target(kind), source, config.workers)
+    started = time.perf_counter()
+    with _Progress() as progress:
+        prepared = prepare(source, maker, config, progress)
+    seconds = time.perf_counter() - started
+    _print_summary(prepared.manifest)
+    if prepared.unchanged:
+        print(f"{config.dest_dir}: already made from this text; left as it is")
+    else:
+        print(f"{config.dest_dir}: written in {seconds:.1f} s")
+
+
+class _Progress:
+    """A bar for each split on stderr."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bars = Progress(
+            TextColumn("{task.description:>6}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("lines"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Progress:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, split: str, total: int | None, lines: int) -> None:
+        if split not in self._tasks:
+            self._tasks[split] = self._bars.add_task(split, total=total)
+        self._bars.advance(self._tasks[split], lines)
+
+
+def _print_summary(manifest: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    names = manifest["languages"]
+    table = Table(
+        "split", "lines", "rows", f"tokens {names['source']}", f"tokens {names['target']}", "empty", "over-long"
+    )
+    for column in ("truncated", "dropped", "unknown tokens", "special in text"):
+        table.add_column(column)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for split, entry in manifest["splits"].items():
+        counts = entry["counts"]
+        tokens = [sum(shard["tokens"][side] for shard in entry["shards"]) for side in ("source", "target")]
+        numbers = [counts.get("lines", 0), entry["rows"], *tokens, counts.get("empty", 0), counts.get("overlong", 0)]
+        numbers += [counts.get("truncated", 0), counts.get("dropped_empty", 0) + counts.get("dropped_overlong", 0)]
+        numbers += [counts.get("unknown", 0), counts.get("special", 0)]
+        table.add_row(split, *(f"{number:,}" for number in numbers))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
