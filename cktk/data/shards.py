@@ -36,7 +36,7 @@ _TOKENIZER_KEYS = ("fingerprint", "vocab_size", "pad", "bos", "eos", "unk")
 _AGAIN = "run cktk-preprocess again into a new folder"
 # Each mapped file holds a descriptor and a shard has two a column; a corpus may have more shards than a process
 # may have descriptors.
-_OPEN_SHARDS = 32
+_OPEN_SHARDS = 64
 
 
 def write_shard(folder: Path, name: str, columns: Mapping[str, Sequence[Ids]], vocab_size: int) -> dict[str, Any]:

@@ -13,30 +13,7 @@ from cktk.data import shards
 from cktk.data.shards import DataFolder, finished_shard, write_manifest, write_shard
 from cktk.errors import DataError
 from cktk.protocols import Template
-
-
-def content(
-    splits: dict[str, list[dict]], vocab_size: int = 100, columns: tuple[str, ...] = ("source", "target")
-) -> dict:
-    templates = {"en": {"prefix": [0], "suffix": [2]}, "fr": {"prefix": [0], "suffix": [2, 7]}}
-    return {
-        "languages": {"source": "en", "target": "fr"},
-        "columns": list(columns),
-        "tokenizer": {"fingerprint": "f" * 64, "vocab_size": vocab_size, "pad": 1, "bos": 0, "eos": 2, "unk": 3},
-        "templates": {"source": templates, "target": templates},
-        "splits": {name: {"shards": made, "rows": sum(s["rows"] for s in made)} for name, made in splits.items()},
-    }
-
-
-def make(folder: Path, shard_rows: list[list[list[int]]], vocab_size: int = 100) -> DataFolder:
-    """A folder whose split train has, for each row of ids, itself as source and its reverse as target."""
-    entries = []
-    for number, rows in enumerate(shard_rows):
-        source = [np.array(row, np.int64) for row in rows]
-        columns = {"source": source, "target": [row[::-1] for row in source]}
-        entries.append(write_shard(folder, f"train-{number:05d}", columns, vocab_size))
-    write_manifest(folder, content({"train": entries}, vocab_size))
-    return DataFolder(folder)
+from tests.unit.data.folders import content, make
 
 
 @settings(max_examples=25, deadline=None)
@@ -76,7 +53,7 @@ def test_attributes_are_those_of_the_manifest(tmp_path):
 
 def test_one_column_is_enough(tmp_path):
     entry = write_shard(tmp_path, "train-00000", {"text": [np.array([5, 6])]}, 100)
-    write_manifest(tmp_path, content({"train": [entry]}, columns=("text",)))
+    write_manifest(tmp_path, content({"train": [entry]}, columns=["text"]))
     assert DataFolder(tmp_path).split("train")[0]["text"].tolist() == [5, 6]
 
 

@@ -1,0 +1,1 @@
+"""Tasks: from rows of a data folder to batches for a model."""

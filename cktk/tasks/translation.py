@@ -1,0 +1,188 @@
+"""Translation: pairs of a data folder become the batches of an encoder-decoder, in either direction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cktk.data.batch_config import BatchingConfig
+from cktk.data.batching import Int64s, Lengths
+from cktk.data.iterators import MicroBatches
+from cktk.data.shards import DataFolder, Role, Split
+from cktk.errors import ConfigError, DataError
+from cktk.protocols import IGNORED, Batch, Template
+from cktk.tasks.configs import TranslationConfig
+
+_CHUNK_ROWS = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Where one side of a pair comes from, what goes around it, and how many tokens of the text itself may stay."""
+
+    column: str
+    template: Template
+    room: int
+
+    def ids(self, row: Mapping[str, npt.NDArray[Any]]) -> Int64s:
+        """The side of ``row`` as the model sees it: the text, cut at its end if too long, between prefix and suffix."""
+        text = row[self.column][: self.room]
+        # An empty prefix is an array of floats to numpy, hence the cast.
+        return np.concatenate([self.template.prefix, text, self.template.suffix], dtype=np.int64, casting="unsafe")
+
+    def lengths(self, split: Split, start: int, stop: int) -> Int64s:
+        """The lengths of what `ids` gives for rows ``start`` .. ``stop - 1``."""
+        special = len(self.template.prefix) + len(self.template.suffix)
+        return np.minimum(split.lengths(self.column, start, stop), self.room) + special
+
+
+class TranslationTask:
+    """Batches for sequence-to-sequence models from a data folder with the columns ``source`` and ``target``.
+
+    ``pad`` and ``decoder_start`` are the model's token ids; ``decoder_start=None`` is mBART's rule: the decoder starts
+    with the last token of the label sequence. Texts are cut so that, with the special tokens around them, they keep to
+    the maximum positions. Raises `ConfigError` for languages that the folder does not hold and positions that
+    leave no room for text, `DataError` for a folder of another kind.
+
+    ``source_lang`` and ``target_lang`` are the direction in force.
+    """
+
+    def __init__(self, config: TranslationConfig, data: DataFolder, *, pad: int, decoder_start: int | None) -> None:
+        self.data = data
+        self.pad = pad
+        columns = _direction(config, data)
+        self.source_lang, self.target_lang = (data.languages[column] for column in columns)
+        self._decoder_start = decoder_start
+        self._source = self._side("source", columns[0], config.max_source_positions)
+        self._target = self._side("target", columns[1], config.max_target_positions)
+
+    @property
+    def decoder_start(self) -> int:
+        """The token that decoding starts with: the model's, or by mBART's rule the last one of the target template."""
+        return self._target.template.suffix[-1] if self._decoder_start is None else self._decoder_start
+
+    @property
+    def forced_bos(self) -> int | None:
+        """The token that every translation has to begin with: the language in front of mBART-50's targets, else None.
+
+        (mBART-cc25 has the language behind the text: there it is `decoder_start`.)
+        """
+        prefix = self._target.template.prefix
+        return prefix[0] if self._decoder_start is None and prefix else None
+
+    def lengths(self, split: Split) -> Lengths:
+        """A function (start, stop) -> (stop - start, 2) of source and target lengths with template, after cutting."""
+
+        def sides(start: int, stop: int) -> Int64s:
+            return np.stack([side.lengths(split, start, stop) for side in (self._source, self._target)], axis=1)
+
+        return sides
+
+    def truncated(self, split: Split) -> dict[str, int]:
+        """How many sources and how many targets of ``split`` are cut; reads the offsets of the whole split."""
+        counts = {"source": 0, "target": 0}
+        for start in range(0, len(split), _CHUNK_ROWS):
+            stop = min(start + _CHUNK_ROWS, len(split))
+            for role, side in (("source", self._source), ("target", self._target)):
+                counts[role] += int((split.lengths(side.column, start, stop) > side.room).sum())
+        return counts
+
+    def source_inputs(self, split: Split, index: int) -> Int64s:
+        """The encoder's input ids for row ``index``, with template, cut."""
+        return self._source.ids(split[index])
+
+    def reference_ids(self, split: Split, index: int) -> Int64s:
+        """The whole target text of row ``index`` as token ids, without template, never cut."""
+        return split[index][self._target.column].astype(np.int64)
+
+    def collate(self, rows: Sequence[Mapping[str, npt.NDArray[Any]]], ids: Sequence[int]) -> Batch:
+        """The batch of ``rows`` as read from a `Split`; ``ids`` are their positions in it.
+
+        The decoder's input is transformers' ``shift_tokens_right`` of the padded labels: for BART the start token and
+        the labels but their last column, for mBART with each row's last label as its start token.
+        """
+        sources, attended = _padded([self._source.ids(row) for row in rows], self.pad)
+        targets, scored = _padded([self._target.ids(row) for row in rows], self.pad)
+        decoder = np.roll(targets, 1, axis=1)
+        if self._decoder_start is None:
+            decoder[:, 0] = targets[np.arange(len(rows)), scored.sum(axis=1) - 1]
+        else:
+            decoder[:, 0] = self._decoder_start
+        inputs = {"input_ids": sources, "attention_mask": attended.astype(np.int64), "decoder_input_ids": decoder}
+        return Batch(
+            inputs={name: torch.from_numpy(array) for name, array in inputs.items()},
+            labels=torch.from_numpy(np.where(scored, targets, IGNORED)),
+            ids=list(ids),
+        )
+
+    def iterator(
+        self, split_name: str, batching: BatchingConfig, shuffle: bool, seed: int, rank: int = 0, world: int = 1
+    ) -> MicroBatches:
+        """The micro-batches of a split; without ``shuffle`` (validation) an epoch is always the whole split."""
+        split = self.data.split(split_name)
+        if not len(split):
+            raise DataError(f"{self.data.path}: split {split_name} is empty; preprocess it again with text in it")
+        return MicroBatches(
+            split.shard_rows,
+            self.lengths(split),
+            partial(self._load, split),
+            max_tokens=batching.token_budget,
+            batch_size=batching.batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            rank=rank,
+            world=world,
+            num_workers=batching.num_workers,
+            samples_per_epoch=batching.samples_per_epoch if shuffle else None,
+        )
+
+    def _load(self, split: Split, ids: Sequence[int]) -> Batch:
+        return self.collate([split[index] for index in ids], ids)
+
+    def _side(self, role: Role, column: Role, positions: int) -> _Side:
+        if column not in self.data.columns:
+            raise DataError(
+                f"{self.data.path}: has no column {column} (but {', '.join(self.data.columns)}); "
+                "translation needs pairs: preprocess parallel text"
+            )
+        template = self.data.template(role, self.data.languages[column])
+        special = len(template.prefix) + len(template.suffix)
+        if not template.suffix:
+            raise DataError(
+                f"{self.data.path}: its tokenizer puts no end token behind a {role}; "
+                "preprocess with a tokenizer that does"
+            )
+        if positions <= special:
+            raise ConfigError(
+                f"--max-{role}-positions {positions} leaves no room for text beside {special} special tokens; raise it"
+            )
+        return _Side(column, template, positions - special)
+
+
+def _direction(config: TranslationConfig, data: DataFolder) -> tuple[Role, Role]:
+    """The columns to translate from and into: the languages asked for, and otherwise as the folder was made."""
+    made: tuple[Role, Role] = ("source", "target")
+    for source, target in (made, (made[1], made[0])):
+        asked = ((config.source_lang, source), (config.target_lang, target))
+        if all(lang in (None, data.languages[column]) for lang, column in asked):
+            return source, target
+    flags = {"--source-lang": config.source_lang, "--target-lang": config.target_lang}
+    given = " ".join(f"{flag} {lang}" for flag, lang in flags.items() if lang)
+    raise ConfigError(
+        f"{given}: {data.path} holds {' and '.join(data.languages.values())}; translate from one of them into the other"
+    )
+
+
+def _padded(rows: Sequence[Int64s], pad: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+    """``rows`` below one another, filled up with ``pad``, and the mask of what is not filling: both (B, longest)."""
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(mask.shape, pad, np.int64)
+    ids[mask] = np.concatenate(rows)
+    return ids, mask
