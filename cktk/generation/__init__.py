@@ -1,0 +1,1 @@
+"""Generation: incremental decoding and beam search over the weights of Hugging Face students."""

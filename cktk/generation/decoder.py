@@ -1,0 +1,162 @@
+"""Incremental encoder-decoder inference: one new position for every live beam at a time.
+
+Shapes: B sentences, W beams of a sentence, S source positions, H heads, d width, n cache slots.
+
+Two ideas keep it cheap. Cross-attention keys and values exist once per sentence, and the beams are further rows of the
+query. Self-attention does the same: each step appends one slot per beam to the cache of the sentence, all beams of the
+sentence attend to all its slots, and a mask (B, W, n) lets each see its own ancestors only. Choosing new beams then
+reorders that small mask instead of copying keys and values in every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cktk.generation.weights import DecoderWeights, LayerWeights, read_weights
+
+#: Cache slots are allocated for this many steps at first, then doubled.
+FIRST_STEPS = 48
+
+
+class DecoderState:
+    """Caches of one batch of sentences while it is being decoded."""
+
+    def __init__(self, cross: list[tuple[Tensor, Tensor]], source_mask: Tensor | None) -> None:
+        self.cross = cross
+        self.source_mask = source_mask
+        batch, heads, _, width = cross[0][0].shape
+        like = cross[0][0]
+        self.keys = [like.new_empty(batch, heads, 0, width) for _ in cross]
+        self.values = [like.new_empty(batch, heads, 0, width) for _ in cross]
+        self.ancestry = like.new_zeros(batch, 1, 0)
+        self.position = 0
+
+    def reorder(self, parents: Tensor) -> None:
+        """Continue with new beams: ``parents`` (B, W') holds the beam that each comes from."""
+        self.ancestry = self.ancestry.gather(1, parents[:, :, None].expand(-1, -1, self.ancestry.shape[2]))
+
+    def keep(self, sentences: Tensor) -> None:
+        """Drop all sentences but those at the indices ``sentences``."""
+        used = self.ancestry.shape[2]
+        self.cross = [(key[sentences], value[sentences]) for key, value in self.cross]
+        if self.source_mask is not None:
+            self.source_mask = self.source_mask[sentences]
+        self.ancestry = self.ancestry[sentences]
+        for cache in (self.keys, self.values):
+            for layer, old in enumerate(cache):
+                cache[layer] = _resized(old[:, :, :used], sentences, old.shape[2])
+
+    def open_slots(self, beams: int) -> slice:
+        """Make room for one step of ``beams`` beams and return its slots; each beam sees its own new slot."""
+        used = self.ancestry.shape[2]
+        needed = used + beams
+        if needed > self.keys[0].shape[2]:
+            capacity = max(needed, 2 * used, FIRST_STEPS * beams)
+            for cache in (self.keys, self.values):
+                for layer, old in enumerate(cache):
+                    cache[layer] = _resized(old[:, :, :used], None, capacity)
+        own = self.ancestry.new_full((beams, beams), float("-inf")).fill_diagonal_(0.0)
+        self.ancestry = torch.cat([self.ancestry, own.expand(len(self.ancestry), -1, -1)], dim=2)
+        return slice(used, needed)
+
+
+class IncrementalDecoder:
+    """Steps through the decoder of a Hugging Face BART or mBART model, whose weights are read at construction.
+
+    The encoder runs through transformers. Work inside `torch.inference_mode`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.weights: DecoderWeights = read_weights(model)
+        self.encoder = model.get_encoder()
+        self.device: torch.device = self.weights.head.device
+
+    def start(self, input_ids: Tensor, attention_mask: Tensor | None) -> DecoderState:
+        """Encode sources (B, S); ``attention_mask`` (B, S) is None where nothing is padded."""
+        with _evaluating(self.encoder):
+            states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        cross = [self._source_keys_values(layer, states) for layer in self.weights.layers]
+        mask = None
+        if attention_mask is not None:
+            mask = states.new_zeros(attention_mask.shape).masked_fill_(attention_mask == 0, float("-inf"))
+            mask = mask[:, None, None, :]
+        return DecoderState(cross, mask)
+
+    def step(self, state: DecoderState, tokens: Tensor) -> Tensor:
+        """Feed one token per beam, ``tokens`` (B, W); returns the states (B * W, d) that enter the output head."""
+        w = self.weights
+        slots = state.open_slots(tokens.shape[1])
+        x = F.embedding(tokens.flatten(), w.embedding)
+        if w.embedding_scale != 1.0:
+            x = x * w.embedding_scale
+        x = w.embedding_norm(x + w.positions[state.position])
+        for index, layer in enumerate(w.layers):
+            x = self._layer(x, index, layer, state, slots)
+        state.position += 1
+        return x if w.final_norm is None else w.final_norm(x)
+
+    def _layer(self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState, slots: slice) -> Tensor:
+        pre = self.weights.pre_norm
+        own = self._self_attention(layer.self_norm(x) if pre else x, index, layer, state, slots)
+        x = x + own if pre else layer.self_norm(x + own)
+        cross = self._cross_attention(layer.cross_norm(x) if pre else x, index, layer, state)
+        x = x + cross if pre else layer.cross_norm(x + cross)
+        ffn = layer.down(layer.activation(layer.up(layer.ffn_norm(x) if pre else x)))
+        return x + ffn if pre else layer.ffn_norm(x + ffn)
+
+    def _self_attention(self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState, slots: slice) -> Tensor:
+        beams = slots.stop - slots.start
+        heads = self.weights.heads
+        query, key, value = layer.self_qkv(x).view(-1, beams, 3, heads, x.shape[1] // heads).permute(2, 0, 3, 1, 4)
+        keys, values = state.keys[index], state.values[index]
+        keys[:, :, slots] = key
+        values[:, :, slots] = value
+        mask = state.ancestry[:, None] if state.ancestry.shape[1] > 1 else None
+        return layer.self_out(attend(query, keys[:, :, : slots.stop], values[:, :, : slots.stop], mask))
+
+    def _cross_attention(self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState) -> Tensor:
+        keys, values = state.cross[index]
+        query = layer.cross_q(x).view(keys.shape[0], -1, keys.shape[1], keys.shape[3]).transpose(1, 2)
+        return layer.cross_out(attend(query, keys, values, state.source_mask))
+
+    def _source_keys_values(self, layer: LayerWeights, states: Tensor) -> tuple[Tensor, Tensor]:
+        batch, length, width = states.shape
+        heads = self.weights.heads
+        both = layer.cross_kv(states).view(batch, length, 2, heads, width // heads).permute(2, 0, 3, 1, 4).contiguous()
+        return both[0], both[1]
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of scaled queries (B, H, W, d / H) to n slots (B, H, n, d / H), as rows (B * W, d).
+
+    ``mask`` is added to the scores and broadcasts to (B, H, W, n).
+    """
+    batch, heads, beams, width = query.shape
+    mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0)
+    return mixed.transpose(1, 2).reshape(batch * beams, heads * width)
+
+
+def _resized(old: Tensor, sentences: Tensor | None, capacity: int) -> Tensor:
+    """A cache of ``capacity`` slots that starts with (the chosen sentences of) ``old``."""
+    rows = len(old) if sentences is None else len(sentences)
+    new = old.new_empty(rows, old.shape[1], capacity, old.shape[3])
+    new[:, :, : old.shape[2]] = old if sentences is None else old[sentences]
+    return new
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """Switch off dropout inside ``module`` for a while; afterwards every part is in the mode that it was in."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True

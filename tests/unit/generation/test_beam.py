@@ -1,0 +1,254 @@
+"""Beam search against transformers' `generate` on random models, and against exhaustive search."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cktk.errors import CheckpointError, ConfigError, DataError
+from cktk.generation.beam import BeamSearch, length_batches
+from cktk.generation.configs import SearchConfig
+from cktk.protocols import Hypothesis
+from tests.unit.generation.models import random_sources, reference, tiny_model
+
+TIE = 1e-5
+
+
+def assert_same(found: list[list[Hypothesis]], expected: list[list[tuple[tuple[int, ...], float | None]]]) -> None:
+    """Equal hypotheses and scores; places whose neighbours score the same within `TIE` may be swapped."""
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(ours) == len(theirs)
+        for hypothesis, (tokens, score) in zip(ours, theirs, strict=True):
+            if score is not None:
+                assert hypothesis.score == pytest.approx(score, abs=1e-4)
+            if hypothesis.tokens != tokens:
+                tied = [other for other, value in theirs if value is not None and abs(value - hypothesis.score) <= TIE]
+                assert score is not None and hypothesis.tokens in tied
+
+
+def search(model: Any, sources: list[Any], max_length: int = 14, **settings: Any) -> list[list[Hypothesis]]:
+    calls = ("prefixes", "forced_bos", "decoder_start", "batch_size", "max_tokens")
+    call = {name: settings.pop(name) for name in calls if name in settings}
+    return BeamSearch(model, SearchConfig(max_len_b=max_length - 2, **settings)).generate(sources, **call)
+
+
+def random_case(draw: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same random settings in our words and in transformers'."""
+    beam = draw.choice([1, 2, 3, 4, 5])
+    nbest = draw.randint(1, beam)
+    max_length = draw.choice([4, 9, 20])
+    ours: dict[str, Any] = {"beam": beam, "nbest": nbest, "max_length": max_length}
+    theirs: dict[str, Any] = {"num_beams": beam, "num_return_sequences": nbest, "max_length": max_length}
+    if beam > 1:
+        ours["lenpen"] = theirs["length_penalty"] = draw.choice([0.0, 0.6, 1.0, 2.0, -0.5])
+    if draw.random() < 0.3:
+        theirs["min_length"] = draw.randint(1, min(8, max_length - 1))
+        ours["min_len"] = theirs["min_length"] - 1
+    if draw.random() < 0.3:
+        ours["no_repeat_ngram_size"] = theirs["no_repeat_ngram_size"] = draw.choice([1, 2, 3])
+    if draw.random() < 0.3:
+        ours["forced_bos"] = theirs["forced_bos_token_id"] = draw.choice([0, 7])
+    return ours, theirs
+
+
+@pytest.mark.parametrize("kind", ["bart", "mbart"])
+@pytest.mark.parametrize("seed", range(8))
+def test_equals_transformers(kind: str, seed: int) -> None:
+    draw = random.Random(1000 * seed + len(kind))
+    overrides: dict[str, Any] = {} if draw.random() < 0.5 else {"forced_eos_token_id": draw.choice([None, 2])}
+    overrides["scale_embedding"] = draw.random() < 0.5
+    model = tiny_model(kind, seed, eos_bias=draw.choice([1.0, 2.0, 3.0]), **overrides)
+    sources = random_sources(seed)
+    for _ in range(4):
+        ours, theirs = random_case(draw)
+        found = search(model, sources, batch_size=draw.choice([1, 4, 6]), **ours)
+        assert_same(found, reference(model, sources, **theirs))
+
+
+def test_random_models_end_at_many_lengths() -> None:
+    """The guard of the differential test: hypotheses must end by themselves at varied lengths."""
+    lengths = [
+        len(hypothesis.tokens)
+        for seed in range(6)
+        for found in search(tiny_model("bart", seed), random_sources(seed, 8), 30, beam=4, nbest=4)
+        for hypothesis in found
+    ]
+    assert len(set(lengths)) >= 10
+    assert sum(length < 29 for length in lengths) > len(lengths) / 3
+
+
+def test_ends_without_eos_where_none_is_forced() -> None:
+    model = tiny_model("bart", 3, eos_bias=-20.0, forced_eos_token_id=None)
+    sources = random_sources(3)
+    found = search(model, sources, 7, beam=3)
+    assert_same(found, reference(model, sources, num_beams=3, max_length=7))
+    assert all(len(best.tokens) == 6 and 2 not in best.tokens for (best,) in found)
+
+
+def test_forced_eos_costs_nothing() -> None:
+    model = tiny_model("bart", 3, eos_bias=-20.0, forced_eos_token_id=2)
+    sources = random_sources(3)
+    found = search(model, sources, 7, beam=3)
+    assert_same(found, reference(model, sources, num_beams=3, max_length=7))
+    assert all(len(best.tokens) == 6 and best.tokens[-1] == 2 for (best,) in found)
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_prefixes_of_many_lengths_in_one_batch(beam: int) -> None:
+    model = tiny_model("bart", 5, eos_bias=0.5)
+    sources = random_sources(5, 7)
+    prefixes = [None, [5], [9, 8], [], [4, 2, 6], [11, 12], [20] * 6]
+    found = search(model, sources, 14, beam=beam, nbest=beam, lenpen=0.7, prefixes=prefixes)
+    for source, prefix, hypotheses in zip(sources, prefixes, found, strict=True):
+        prompt = torch.tensor([[2, *(prefix or [])]])
+        settings = {"length_penalty": 0.7} if beam > 1 else {}
+        output = model.generate(
+            input_ids=torch.as_tensor(source)[None], decoder_input_ids=prompt, num_beams=beam, do_sample=False,
+            num_return_sequences=beam, max_length=14, return_dict_in_generate=True, output_scores=True, **settings,
+        )  # fmt: skip
+        for row, hypothesis in enumerate(hypotheses):
+            tokens = output.sequences[row].tolist()[1:]
+            length = len(prefix or [])
+            end = tokens.index(2, length) + 1 if 2 in tokens[length:] else len(tokens)
+            assert hypothesis.tokens == tuple(tokens[:end])
+            if beam > 1:
+                assert hypothesis.score == pytest.approx(float(output.sequences_scores[row]), abs=1e-4)
+
+
+def test_forced_language_goes_before_a_prefix() -> None:
+    model = tiny_model("mbart", 6)
+    found = search(model, random_sources(6, 2), beam=2, forced_bos=9, prefixes=[[5, 6], []])
+    assert found[0][0].tokens[:3] == (9, 5, 6)
+    assert found[1][0].tokens[0] == 9
+
+
+def test_decoder_start_of_a_language() -> None:
+    model = tiny_model("mbart", 7)
+    sources = random_sources(7)
+    found = search(model, sources, beam=3, decoder_start=13)
+    assert_same(found, reference(model, sources, num_beams=3, max_length=14, decoder_start_token_id=13))
+
+
+def test_batching_padding_and_order_change_nothing() -> None:
+    model = tiny_model("bart", 8)
+    sources = random_sources(8, 9, longest=30)
+    expected = search(model, sources, beam=3, nbest=3, batch_size=1)
+    order = list(range(9))
+    random.Random(1).shuffle(order)
+    for limits in ({"batch_size": 9}, {"batch_size": 2}, {"max_tokens": 40}, {"max_tokens": 1}):
+        found = search(model, [sources[row] for row in order], beam=3, nbest=3, **limits)
+        for row, hypotheses in zip(order, found, strict=True):
+            assert [h.tokens for h in hypotheses] == [h.tokens for h in expected[row]]
+            assert [h.score for h in hypotheses] == pytest.approx([h.score for h in expected[row]], abs=1e-5)
+
+
+def test_longest_output_follows_each_source() -> None:
+    model = tiny_model("bart", 9, eos_bias=-20.0)
+    sources = random_sources(9, 5)
+    found = BeamSearch(model, SearchConfig(beam=2, max_len_a=0.5, max_len_b=1)).generate(sources)
+    assert [len(best.tokens) for (best,) in found] == [int(0.5 * len(source) + 1) + 1 for source in sources]
+
+
+def test_output_stays_within_the_positions_of_the_model() -> None:
+    model = tiny_model("bart", 9, eos_bias=-20.0, max_position_embeddings=16)
+    (best,) = BeamSearch(model, SearchConfig(beam=2)).generate(random_sources(9, 1))[0]
+    assert len(best.tokens) == 16 and best.tokens[-1] == 2
+
+
+def exhaustive(model: Any, source: Any, vocab: int, content: int) -> list[tuple[float, tuple[int, ...]]]:
+    """Every output of up to ``content`` tokens and eos, with its mean log-probability from full forward passes."""
+    found = []
+    for length in range(content + 1):
+        for body in itertools.product([token for token in range(vocab) if token != 2], repeat=length):
+            target = torch.tensor([[*body, 2]])
+            logits = model(
+                input_ids=torch.as_tensor(source)[None], decoder_input_ids=torch.tensor([[2, *body]])
+            ).logits.log_softmax(-1)
+            steps = logits.gather(2, target[:, :, None]).flatten().tolist()
+            if length == content:
+                steps = steps[:-1]  # the forced end costs nothing
+            found.append((math.fsum(steps) / (length + 1), (*body, 2)))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@torch.no_grad()
+def test_wide_beam_finds_what_exhaustive_search_finds(seed: int) -> None:
+    model = tiny_model("mbart" if seed else "bart", seed, vocab_size=5, eos_bias=-1.0)
+    source = np.array([3, 4, 0, 2])
+    expected = exhaustive(model, source, 5, 3)
+    # 100 beams hold every continuation, so that nothing is ever pruned; early stopping needs 100 ended hypotheses.
+    (found,) = BeamSearch(model, SearchConfig(beam=100, nbest=100, max_len_b=3)).generate([source])
+    assert len(found) == len(expected) == 1 + 4 + 16 + 64
+    for hypothesis, (score, tokens) in zip(found[:30], expected, strict=False):
+        assert hypothesis.score == pytest.approx(score, abs=1e-5)
+        assert hypothesis.tokens == tokens
+
+
+def test_all_paths_forbidden_gives_an_empty_hypothesis() -> None:
+    model = tiny_model("bart", 1, vocab_size=4, forced_eos_token_id=None)
+    (found,) = search(model, [np.array([3, 2])], 20, beam=2, no_repeat_ngram_size=1)
+    assert found[0].tokens == () or 2 not in found[0].tokens[:-1]
+
+
+def test_leaves_mode_and_random_state_alone() -> None:
+    model = tiny_model("bart", 2)
+    expected = search(model, random_sources(2), beam=2)
+    model.train()
+    model.model.encoder.layers[0].eval()
+    modes = [module.training for module in model.modules()]
+    state = torch.get_rng_state()
+    assert search(model, random_sources(2), beam=2) == expected
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_sees_weights_that_changed_since_the_last_call() -> None:
+    model = tiny_model("bart", 2)
+    beam = BeamSearch(model, SearchConfig(beam=2, max_len_b=12))
+    before = beam.generate(random_sources(2))
+    model.load_state_dict(tiny_model("bart", 3).state_dict())
+    after = beam.generate(random_sources(2))
+    assert after != before
+    assert after == search(tiny_model("bart", 3), random_sources(2), beam=2)
+
+
+def test_progress_counts_each_sentence() -> None:
+    ticks: list[int] = []
+    BeamSearch(tiny_model("bart", 2), SearchConfig(beam=2)).generate(random_sources(2), on_progress=ticks.append)
+    assert sum(ticks) == 6
+
+
+def test_no_sources_no_hypotheses() -> None:
+    assert search(tiny_model("bart", 2), []) == []
+
+
+def test_length_batches_keep_both_limits() -> None:
+    lengths = [3, 9, 1, 7, 9, 2, 30]
+    batches = list(length_batches(lengths, 20, 3))
+    assert sorted(itertools.chain(*batches)) == list(range(7))
+    assert batches[0] == [6]
+    assert all(len(rows) * max(lengths[row] for row in rows) <= 20 for rows in batches[1:])
+    assert [len(rows) for rows in length_batches(lengths, None, 3)] == [3, 3, 1]
+
+
+def test_refusals() -> None:
+    model = tiny_model("bart", 2)
+    with pytest.raises(ConfigError, match="--nbest 3 is more than --beam 2"):
+        BeamSearch(model, SearchConfig(beam=2, nbest=3))
+    with pytest.raises(DataError, match=r"source 2 has 65 tokens, the model takes 1 to 64"):
+        search(model, [[3, 2], [3] * 65])
+    with pytest.raises(DataError, match="prefix 1 has 64 tokens"):
+        search(model, [[3, 2]], prefixes=[[3] * 64])
+    with pytest.raises(DataError, match="1 sources but 2 prefixes"):
+        search(model, [[3, 2]], prefixes=[[], []])
+    model.config.model_type = "t5"
+    with pytest.raises(CheckpointError, match="bart and mbart, not 't5'"):
+        search(model, [[3, 2]])
