@@ -45,7 +45,7 @@ class Constant(Schedule):
 
 
 class InverseSqrt(Schedule):
-    """lr * sqrt(warmup_updates / update) (Vaswani et al., 2017, section 5.3, scaled to reach ``lr``); the warm-up is at least one update."""
+    """lr * sqrt(warmup_updates / update) (Vaswani et al., 2017, section 5.3, scaled to reach ``lr``)."""
 
     def after_warmup(self, update: int) -> float:
         """lr * sqrt(warmup_updates / update)."""
