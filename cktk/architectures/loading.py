@@ -42,7 +42,7 @@ def load_config(path: str | Path) -> PreTrainedConfig:
 
     Raises `CheckpointError` when there is none or its model type is not supported.
     """
-    source = _locate(path)
+    source = _locate(path, "config.json")
     with _one_line(source, "configuration"):
         raw, _ = PreTrainedConfig.get_config_dict(source)
     if (model_type := raw.get("model_type")) not in FAMILIES:
@@ -64,7 +64,7 @@ def load_model(
     ``allow_bin_weights`` is not set.
     """
     config = load_config(path)
-    source = _locate(path)
+    source = _locate(path, "config.json")
     loader: Any = AutoModelForSeq2SeqLM
     with _one_line(source, "weights"), _no_progress_bar():
         model, report = loader.from_pretrained(
@@ -84,7 +84,7 @@ def load_model(
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder or of a hub name; raises `CheckpointError` when there is none."""
-    source = _locate(path)
+    source = _locate(path, "tokenizer_config.json", "tokenizer.json")
     with _one_line(source, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     return tokenizer
@@ -125,14 +125,14 @@ def save_student(
         write_model(model, tokenizer, temporary, dtype)
 
 
-def _locate(path: str | Path) -> Path | str:
-    """The folder that ``path`` means, or ``path`` itself when it is a hub name."""
+def _locate(path: str | Path, *files: str) -> Path | str:
+    """The folder holding one of ``files`` that ``path`` means, or ``path`` itself when it is a hub name."""
     folder = Path(path)
     if folder.is_dir():
         for candidate in (folder, folder / "student"):
-            if (candidate / "config.json").is_file():
+            if any((candidate / file).is_file() for file in files):
                 return candidate
-        raise CheckpointError(f"{folder}: no config.json in this folder: give the folder of a Hugging Face model")
+        raise CheckpointError(f"{folder}: no {files[0]} in this folder: give the folder of a Hugging Face model")
     if folder.exists():
         raise CheckpointError(f"{folder}: is a file: give the folder of a Hugging Face model")
     if str(path).startswith(".") or not _HUB_NAME.fullmatch(str(path)):

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cktk.architectures.adapter import Seq2SeqAdapter
+from cktk.errors import ConfigError
+from cktk.protocols import Batch, Side, StateRequest
+from tests.unit.architectures.models import make_model
+
+EVERYTHING = StateRequest({"encoder": (0, 1, 2), "decoder": (0, 1, 2, 3, 4)}, head=True)
+
+
+def reference(model: nn.Module, batch: Batch) -> tuple[dict[tuple[Side, int], Tensor], Tensor]:
+    """All states and the logits as transformers gives them, packed with boolean indexing."""
+    output = model(**batch.inputs, output_hidden_states=True)
+    rows = {"encoder": batch.inputs["attention_mask"] == 1, "decoder": batch.labels != -100}
+    states: dict[tuple[Side, int], Tensor] = {}
+    for layer, state in enumerate(output.encoder_hidden_states):
+        states["encoder", layer] = state[rows["encoder"]]
+    for layer, state in enumerate(output.decoder_hidden_states):
+        states["decoder", layer] = state[rows["decoder"]]
+    return states, output.logits[rows["decoder"]]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_states_and_logits_equal_transformers(kind: str, batch: Batch, training: bool, attention: str) -> None:
+    model = make_model(kind, dropout=0.3, attention_dropout=0.2, activation_dropout=0.1).train(training)
+    model.set_attn_implementation(attention)
+    torch.manual_seed(5)
+    states, logits = reference(model, batch)
+    torch.manual_seed(5)
+    output = Seq2SeqAdapter(model)(batch, EVERYTHING)
+
+    assert output.hidden.keys() == states.keys()
+    for key, state in states.items():
+        torch.testing.assert_close(output.hidden[key], state, rtol=0, atol=0, msg=str(key))
+    head = Seq2SeqAdapter(model).head()
+    assert output.head_input is not None and head.bias is not None
+    torch.testing.assert_close(output.head_input @ head.weight.T * head.scale + head.bias, logits, rtol=0, atol=1e-5)
+
+
+def test_the_last_states_are_those_that_feed_the_head(kind: str, batch: Batch) -> None:
+    output = Seq2SeqAdapter(make_model(kind))(batch, EVERYTHING)
+    assert output.head_input is output.hidden["decoder", 4]
+
+
+def test_only_what_was_asked_for_is_there(kind: str, batch: Batch) -> None:
+    adapter = Seq2SeqAdapter(make_model(kind))
+    some = adapter(batch, StateRequest({"encoder": (1,), "decoder": (0, 3)}))
+    assert set(some.hidden) == {("encoder", 1), ("decoder", 0), ("decoder", 3)}
+    assert some.head_input is None
+    head_only = adapter(batch, StateRequest(head=True))
+    assert not head_only.hidden
+    assert head_only.head_input is not None
+    assert head_only.head_input.shape == (13, 24)
+    assert not adapter(batch, StateRequest()).hidden
+
+
+@pytest.mark.parametrize(
+    ("request_", "encoder_runs", "decoder_runs"),
+    [
+        (EVERYTHING, 1, 1),
+        (StateRequest({"encoder": (0, 2)}), 1, 0),
+        (StateRequest({"decoder": (2,)}), 1, 1),
+        (StateRequest(), 0, 0),
+    ],
+)
+def test_each_side_runs_at_most_once_and_the_head_never(
+    kind: str, batch: Batch, request_: StateRequest, encoder_runs: int, decoder_runs: int
+) -> None:
+    model = make_model(kind)
+    calls: list[str] = []
+    for name, module in (("encoder", model.get_encoder()), ("decoder", model.get_decoder()), ("head", model.lm_head)):
+        module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    Seq2SeqAdapter(model)(batch, request_)
+    assert (calls.count("encoder"), calls.count("decoder"), calls.count("head")) == (encoder_runs, decoder_runs, 0)
+
+
+def test_no_hooks_are_left_even_after_an_error(kind: str, batch: Batch) -> None:
+    model = make_model(kind)
+    adapter = Seq2SeqAdapter(model)
+    adapter(batch, EVERYTHING)
+    batch.inputs["decoder_input_ids"] = torch.full((3, 6), 99)  # outside the vocabulary
+    with pytest.raises(IndexError):
+        adapter(batch, EVERYTHING)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_gradients_equal_those_through_transformers(kind: str, batch: Batch) -> None:
+    """Also with tied head, and for states that share one graph."""
+    model = make_model(kind)
+    states, logits = reference(model, batch)
+    expected_loss = logits.sin().sum() + sum(state.cos().sum() for state in states.values())
+    expected = torch.autograd.grad(expected_loss, list(model.parameters()))
+    adapter = Seq2SeqAdapter(model)
+    output, head = adapter(batch, EVERYTHING), adapter.head()
+    assert output.head_input is not None and head.bias is not None
+    ours = (output.head_input @ head.weight.T + head.bias).sin().sum()
+    loss = ours + sum(state.cos().sum() for state in output.hidden.values())
+    for found, wanted in zip(torch.autograd.grad(loss, list(model.parameters())), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(kind: str, batch: Batch) -> None:
+    def gradients(checkpointing: bool) -> tuple[Tensor, ...]:
+        model = make_model(kind, dropout=0.2).train()
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        torch.manual_seed(3)
+        output = Seq2SeqAdapter(model)(batch, EVERYTHING)
+        loss = sum((state**2).sum() for state in output.hidden.values())
+        assert isinstance(loss, Tensor)
+        return torch.autograd.grad(loss, list(model.parameters()))
+
+    for plain, checkpointed in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+def test_padding_changes_nothing(kind: str, batch: Batch) -> None:
+    model = make_model(kind)
+    output = Seq2SeqAdapter(model)(batch, EVERYTHING)
+    pad = nn.functional.pad
+    wider = Batch(
+        {
+            "input_ids": pad(batch.inputs["input_ids"], (0, 3), value=1),
+            "attention_mask": pad(batch.inputs["attention_mask"], (0, 3)),
+            "decoder_input_ids": pad(batch.inputs["decoder_input_ids"], (0, 2), value=1),
+        },
+        pad(batch.labels, (0, 2), value=-100),
+        batch.ids,
+    )
+    for key, state in Seq2SeqAdapter(model)(wider, EVERYTHING).hidden.items():
+        torch.testing.assert_close(state, output.hidden[key], rtol=1e-5, atol=1e-5)
+
+
+def test_batches_without_pads_and_dummies(kind: str, batch: Batch) -> None:
+    adapter = Seq2SeqAdapter(make_model(kind))
+    full = Batch({**batch.inputs, "attention_mask": torch.ones(3, 7).long()}, batch.labels.clamp(min=3), batch.ids)
+    output = adapter(full, EVERYTHING)
+    states, _ = reference(adapter.model, full)
+    assert output.hidden["encoder", 1].shape == (21, 24)
+    assert all(torch.equal(state, states[key]) for key, state in output.hidden.items())
+
+    dummy = adapter(Batch(batch.inputs, batch.labels, batch.ids, dummy=True), EVERYTHING)
+    assert all(state.shape == (0, 24) for state in dummy.hidden.values())
+    assert dummy.head_input is not None
+    dummy.head_input.sum().backward()  # connected: its gradients are zero, not absent
+    assert adapter.model.model.decoder.layers[0].fc1.weight.grad.count_nonzero() == 0
+
+
+def test_runs_under_autocast_and_no_grad(kind: str, batch: Batch) -> None:
+    adapter = Seq2SeqAdapter(make_model(kind))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        output = adapter(batch, EVERYTHING)
+    assert not any(state.requires_grad for state in output.hidden.values())
+
+
+def test_layerdrop_is_refused_where_states_are_matched(kind: str, batch: Batch) -> None:
+    model = make_model(kind, encoder_layerdrop=0.5)
+    Seq2SeqAdapter(model)(batch, EVERYTHING)  # harmless in eval mode
+    with pytest.raises(ConfigError, match=r"LayerDrop 0\.5 .* encoder_layerdrop"):
+        Seq2SeqAdapter(model.train())(batch, EVERYTHING)
+
+
+def test_states_that_do_not_exist_are_an_error(kind: str, batch: Batch) -> None:
+    with pytest.raises(ValueError, match="0 to 2"):
+        Seq2SeqAdapter(make_model(kind))(batch, StateRequest({"encoder": (3,)}))
