@@ -16,7 +16,7 @@ from cktk.protocols import Template
 from tests.unit.data.folders import content, make
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.lists(st.lists(st.lists(st.integers(0, 69_999), max_size=5), max_size=6), min_size=1, max_size=4),
     st.sampled_from([65_536, 65_537, 70_000]),

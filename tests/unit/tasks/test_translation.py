@@ -23,7 +23,15 @@ PAD, BOS, EOS, EN, FR = 1, 0, 2, 90, 91
 BART = {lang: {"prefix": [BOS], "suffix": [EOS]} for lang in ("en", "fr")}
 MBART_CC25 = {"en": {"prefix": [], "suffix": [EOS, EN]}, "fr": {"prefix": [], "suffix": [EOS, FR]}}
 MBART_50 = {"en": {"prefix": [EN], "suffix": [EOS]}, "fr": {"prefix": [FR], "suffix": [EOS]}}
-TEXT = st.lists(st.integers(4, 80), max_size=9)
+FAMILIES = {"bart": (BART, EOS), "mbart-cc25": (MBART_CC25, None), "mbart-50": (MBART_50, None)}
+
+
+def random_texts(seed: int) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(4, 80, length % 10).tolist() for length in rng.permutation(40)]
+
+
+PAIRS = list(zip(random_texts(1), random_texts(2), strict=True))
 
 
 def pairs_folder(folder: Path, pairs: list[tuple[list[int], list[int]]], templates: dict, **changes) -> DataFolder:
@@ -52,24 +60,32 @@ def around(template: dict, text: list[int], positions: int) -> list[int]:
     return template["prefix"] + text[:room] + template["suffix"]
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, DataFolder]:
+    """The same pairs with the templates of three model families."""
+    found = {}
+    for name, (templates, _) in FAMILIES.items():
+        folder = tmp_path_factory.mktemp(name)
+        found[name] = pairs_folder(folder, PAIRS, templates)
+    return found
+
+
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=5),
-    st.sampled_from([(BART, EOS), (MBART_CC25, None), (MBART_50, None)]),
+    st.lists(st.integers(0, len(PAIRS) - 1), min_size=1, max_size=5),
+    st.sampled_from(sorted(FAMILIES)),
     st.booleans(),
     st.integers(4, 12),
     st.integers(4, 12),
 )
-def test_batches_are_those_of_transformers(tmp_path_factory, pairs, family, flipped, source_room, target_room):
-    templates, decoder_start = family
-    data = pairs_folder(tmp_path_factory.mktemp("data"), pairs, templates)
+def test_batches_are_those_of_transformers(folders, ids, family, flipped, source_room, target_room):
+    templates, decoder_start = FAMILIES[family]
     langs = ("fr", "en") if flipped else ("en", "fr")
-    task = task_of(
-        data, decoder_start, source_lang=langs[0], max_source_positions=source_room, max_target_positions=target_room
-    )
-    batch = batch_of(task, list(range(len(pairs))))
+    rooms = {"max_source_positions": source_room, "max_target_positions": target_room}
+    task = task_of(folders[family], decoder_start, source_lang=langs[0], **rooms)
+    batch = batch_of(task, ids)
 
-    sides = [pair[::-1] if flipped else pair for pair in pairs]
+    sides = [PAIRS[i][::-1] if flipped else PAIRS[i] for i in ids]
     sources = [around(templates[langs[0]], source, source_room) for source, _ in sides]
     targets = [around(templates[langs[1]], target, target_room) for _, target in sides]
     assert torch.equal(batch.inputs["input_ids"], padded(sources, PAD))
@@ -79,25 +95,25 @@ def test_batches_are_those_of_transformers(tmp_path_factory, pairs, family, flip
     shifted = mbart_shift(labels, PAD) if decoder_start is None else bart_shift(labels, PAD, decoder_start)
     assert torch.equal(batch.inputs["decoder_input_ids"], shifted)
     assert {tensor.dtype for tensor in (*batch.inputs.values(), batch.labels)} == {torch.int64}
-    assert batch.ids == list(range(len(pairs))) and not batch.dummy
+    assert batch.ids == ids and not batch.dummy
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6), st.integers(4, 12), st.booleans())
-def test_lengths_are_those_of_the_batches(tmp_path_factory, pairs, positions, flipped):
-    data = pairs_folder(tmp_path_factory.mktemp("data"), pairs, MBART_CC25)
+@pytest.mark.parametrize("flipped", [False, True])
+@pytest.mark.parametrize("positions", [4, 7, 20])
+def test_lengths_are_those_of_the_batches(folders, positions, flipped):
     lang = "fr" if flipped else "en"
-    task = task_of(data, None, source_lang=lang, max_source_positions=positions, max_target_positions=positions + 1)
-    split = data.split("train")
-    lengths = task.lengths(split)(0, len(pairs))
+    rooms = {"max_source_positions": positions, "max_target_positions": positions + 1}
+    task = task_of(folders["mbart-cc25"], None, source_lang=lang, **rooms)
+    split = task.data.split("train")
+    lengths = task.lengths(split)(0, len(PAIRS))
     cut = {"source": 0, "target": 0}
-    for index, pair in enumerate(pairs):
+    for index, pair in enumerate(PAIRS):
         batch = batch_of(task, [index])
         assert lengths[index].tolist() == [batch.inputs["input_ids"].shape[1], batch.labels.shape[1]]
         source, target = pair[::-1] if flipped else pair
         cut["source"] += len(source) > positions - 2
         cut["target"] += len(target) > positions - 1
-    assert task.lengths(split)(1, len(pairs)).tolist() == lengths[1:].tolist()
+    assert task.lengths(split)(1, 9).tolist() == lengths[1:9].tolist()
     assert task.truncated(split) == cut
 
 
