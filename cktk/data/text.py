@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -40,17 +40,22 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises `DataError` naming file and line for bytes that are not UTF-8.
     """
     with open_bytes(path) as stream:
-        for number, raw in enumerate(stream, 1):
-            if number == 1:
-                raw = raw.removeprefix(_BOM)
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}:{number}: not valid UTF-8 (byte {raw[error.start]:#04x} at column {error.start + 1}); "
-                    "convert the file to UTF-8, or mend the line"
-                ) from error
-            yield line.removesuffix("\n").removesuffix("\r")
+        yield from decode_lines(stream, str(path))
+
+
+def decode_lines(stream: Iterable[bytes], name: str) -> Iterator[str]:
+    """The same for an open binary stream, which messages call ``name``."""
+    for number, raw in enumerate(stream, 1):
+        if number == 1:
+            raw = raw.removeprefix(_BOM)
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name}:{number}: not valid UTF-8 (byte {raw[error.start]:#04x} at column {error.start + 1}); "
+                "convert the file to UTF-8, or mend the line"
+            ) from error
+        yield line.removesuffix("\n").removesuffix("\r")
 
 
 def count_lines(path: Path) -> int:

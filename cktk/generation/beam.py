@@ -78,8 +78,9 @@ class BeamSearch:
 
         ``sources`` are ids with their template; ``prefixes`` are ids that a hypothesis must begin with (they are part
         of it, but neither scored nor counted by the length penalty, like ``decoder_input_ids`` in transformers).
-        ``forced_bos`` and ``decoder_start`` replace the model's own. A batch holds at most ``max_tokens`` (sentences
-        x longest source) and ``batch_size`` sentences. ``on_progress`` is told how many sentences were finished.
+        ``forced_bos`` and ``decoder_start`` replace the model's own; a prefix takes the place of the forced first
+        token. A batch holds at most ``max_tokens`` (sentences x longest source) and ``batch_size`` sentences.
+        ``on_progress`` is told how many sentences were finished.
 
         The weights are read anew at each call. Raises `DataError` for a source or prefix that the model cannot hold.
         """
@@ -146,14 +147,12 @@ class BeamSearch:
     def _prompts(
         self, special: SpecialTokens, prefixes: Sequence[Ids | None] | None, count: int
     ) -> list[tuple[int, ...]]:
-        """Decoder start and prefix of each sentence; a forced first token goes before a prefix."""
+        """Decoder start and prefix of each sentence."""
         if prefixes is None:
             return [(special.start,)] * count
         if len(prefixes) != count:
             raise DataError(f"{count} sources but {len(prefixes)} prefixes; give one (perhaps empty) prefix per source")
-        before = () if special.forced_first is None else (special.forced_first,)
-        wanted = [() if ids is None else tuple(map(int, ids)) for ids in prefixes]
-        return [(special.start, *before, *ids) if ids else (special.start,) for ids in wanted]
+        return [(special.start, *(() if ids is None else map(int, ids))) for ids in prefixes]
 
     def _check_lengths(self, sources: Sequence[Ids], prompts: Sequence[tuple[int, ...]], positions: int) -> None:
         longest_source = int(self.model.config.max_position_embeddings)

@@ -32,3 +32,42 @@ class SearchBatchConfig:
     batch_size: int | None = option(
         None, help="largest batch in sentences (64 where --max-tokens is not given)", minimum=1
     )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """model"""
+
+    source_lang: str | None = option(
+        None, help="language of the source: a code of mBART's tokenizer, or with a data folder one of its two"
+    )
+    target_lang: str | None = option(None, help="language to translate into, likewise")
+    max_source_positions: int | None = option(
+        None, help="cut sources to this many tokens, special ones included (default: what the model takes)", minimum=3
+    )
+    device: str = option("auto", help="device such as cpu or cuda:0; auto takes a GPU if there is one")
+    allow_bin_weights: bool = option(False, help="load pickled .bin weights, with torch's restricted unpickler")
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """input and output"""
+
+    data_bin: str | None = option(
+        None, positional=True, help="data folder of cktk-preprocess to translate a split of (default: read lines)"
+    )
+    path: str = option(metavar="DIR", help="student folder, checkpoint folder, or run directory (its best student)")
+    gen_subset: str = option("test", metavar="SPLIT", help="split of the data folder to translate")
+    input: str = option("-", metavar="FILE", help="lines to translate where no data folder is given; - is stdin")
+    output: str | None = option(None, metavar="FILE", help="where translations go, in input order (default: stdout)")
+    prefix: str | None = option(
+        None, metavar="FILE", help="one line per input line that its translation has to begin with; may be empty"
+    )
+    print_scores: bool = option(
+        False, help="write line number, score and translation, tabbed; always so where --nbest is above 1"
+    )
+    scoring: str | None = option(None, help="score the best translations", choices=("sacrebleu",))
+    reference: str | None = option(
+        None, metavar="FILE", help="references of --scoring (default with a data folder: its decoded target side)"
+    )
+    buffer_size: int = option(4096, help="lines that are read, sorted by length and translated together", minimum=1)
