@@ -53,10 +53,10 @@ class ModelConfig:
 class GenerateConfig:
     """input and output"""
 
+    path: str = option(metavar="DIR", help="student folder, checkpoint folder, or run directory (its best student)")
     data_bin: str | None = option(
         None, positional=True, help="data folder of cktk-preprocess to translate a split of (default: read lines)"
     )
-    path: str = option(metavar="DIR", help="student folder, checkpoint folder, or run directory (its best student)")
     gen_subset: str = option("test", metavar="SPLIT", help="split of the data folder to translate")
     input: str = option("-", metavar="FILE", help="lines to translate where no data folder is given; - is stdin")
     output: str | None = option(None, metavar="FILE", help="where translations go, in input order (default: stdout)")
