@@ -136,14 +136,22 @@ def test_missing_files_are_named(folder: Path, tmp_path: Path, monkeypatch: pyte
     ):
         with pytest.raises(CheckpointError, match=message):
             load_model(path)
-    (folder / "tokenizer_config.json").unlink()
-    assert load_tokenizer(folder).get_vocab() == make_tokenizer().get_vocab()
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").unlink()
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model: no model\.safetensors in this folder"):
         load_model(folder)
     with pytest.raises(CheckpointError, match="model: the tokenizer cannot be loaded"):
         load_tokenizer(folder)
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no tokenizer_config\.json in this folder"):
+        load_tokenizer(folder)
+
+
+def test_a_folder_with_a_tokenizer_alone(tmp_path: Path) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).get_vocab() == make_tokenizer().get_vocab()
+    with pytest.raises(CheckpointError, match=r"no config\.json in this folder"):
+        load_model(tmp_path)
 
 
 def test_a_name_that_is_neither_folder_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
