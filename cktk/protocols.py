@@ -87,18 +87,20 @@ class Batch:
         return Batch(moved, self.labels.to(device, non_blocking=True), self.ids, self.dummy)
 
     def rows(self, side: Side) -> Tensor:
-        """Boolean mask (B, S) or (B, T) of the rows that count: attended source positions, scored target positions."""
-        return self.inputs["attention_mask"].bool() if side == "encoder" else self.labels != IGNORED
+        """Boolean mask (B, S) or (B, T) of the rows that count: attended source positions, scored target positions.
+
+        A dummy has none, so that all its states pack to zero rows and its losses and gradients are zero.
+        """
+        rows = self.inputs["attention_mask"].bool() if side == "encoder" else self.labels != IGNORED
+        return rows & (not self.dummy)
 
     def counts(self) -> dict[Unit, int]:
         """How many of each unit the batch holds; all zero for a dummy."""
-        if self.dummy:
-            return {"target_token": 0, "source_token": 0, "sentence": 0, "microbatch": 0}
         return {
             "target_token": int(self.rows("decoder").sum()),
             "source_token": int(self.rows("encoder").sum()),
-            "sentence": len(self.ids),
-            "microbatch": 1,
+            "sentence": 0 if self.dummy else len(self.ids),
+            "microbatch": 0 if self.dummy else 1,
         }
 
 
@@ -126,8 +128,9 @@ class HeadParams:
 class Term:
     """One addend of the loss: the undivided sum over its ``unit``; the engine multiplies it by ``weight`` / (global count).
 
-    ``parts`` are the detached sums to log under their own names (default: the total under ``name``). Terms of unit
-    ``"update"`` log nothing here; the criterion reports their values once per update.
+    ``parts`` are the detached sums to log under their own names (default: the total under ``name``). Where ``total`` is a
+    surrogate that has the loss's gradient but not its value, ``value`` is the loss. Values and parts of unit ``"update"``
+    are those of the whole update already, the same in each of its micro-batches.
     """
 
     name: str
@@ -135,6 +138,7 @@ class Term:
     unit: Unit
     weight: float = 1.0
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    value: Tensor | None = None
 
 
 @dataclass(frozen=True)

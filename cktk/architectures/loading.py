@@ -104,7 +104,8 @@ def write_model(
     if model.dtype != dtype:
         converted = copy.deepcopy(converted).to(dtype)
     try:
-        converted.save_pretrained(folder)
+        with _no_progress_bar():
+            converted.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
     except SafetensorError as error:

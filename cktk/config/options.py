@@ -43,7 +43,8 @@ def option(
         "positional": positional,
         "resume": resume,
     }
-    return dataclasses.field(default=default, metadata=metadata)
+    # Keyword-only, so that required options may follow those with a default.
+    return dataclasses.field(default=default, metadata=metadata, kw_only=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,6 +58,10 @@ class StatisticsLoss(HiddenLoss):
         """What `terms` needs to give the gradient of the loss over all rows of all ranks."""
 
     @abstractmethod
+    def pooled_term(self, coefficients: Any) -> Term:
+        """The loss over all those rows as a term of weight 1 and unit "update", without gradient."""
+
+    @abstractmethod
     def report(self, coefficients: Any) -> dict[str, float]:
         """Values of the loss over all those rows, for the log."""
 

@@ -9,7 +9,7 @@ that only sums A, M and Q is enough for a second one to give each micro-batch it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -131,8 +131,14 @@ class Cka(StatisticsLoss):
         if coefficients is None:
             if torch.is_grad_enabled():
                 raise ValueError("CKA of scope update needs the coefficients of the update's statistics")
-            return []  # in evaluation the value comes from `report`
-        return [Term("cka", self._surrogate(student, teacher, coefficients), "update")]
+            return []  # in evaluation the value comes from `pooled_term`
+        return [replace(self.pooled_term(coefficients), total=self._surrogate(student, teacher, coefficients))]
+
+    def pooled_term(self, coefficients: CkaCoefficients) -> Term:
+        """The loss of all pooled rows: its value without a gradient."""
+        values = self._values(coefficients)
+        value = values["cka"] * len(self.pairs)
+        return Term("cka", value, "update", parts=values, value=value)
 
     def _places(self, side: Side) -> list[tuple[int, int]]:
         return next(layout.places() for layout in self.layouts if layout.side == side)

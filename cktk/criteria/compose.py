@@ -58,6 +58,10 @@ class Criterion(nn.Module):
         """What `forward` takes as ``coefficients``; a collective operation, the same calls on all ranks."""
         return self._pooling().coefficients(statistics, all_reduce)
 
+    def pooled_term(self, coefficients: Any) -> Term:
+        """The hidden-state loss of all pooled rows, weighted, without gradient: what a validation adds at its end."""
+        return replace(self._pooling().pooled_term(coefficients), weight=self.hidden_weight)
+
     def report(self, coefficients: Any) -> dict[str, float]:
         """Values of the pooled loss, for the log."""
         return self._pooling().report(coefficients)

@@ -1,0 +1,1 @@
+"""Start-up, collectives and wrapping for one to many processes."""

@@ -1,0 +1,191 @@
+"""Training checkpoints: folders that appear whole or not at all, and no pickle anywhere.
+
+``checkpoint<epoch>/`` (at an epoch's end) and ``checkpoint_<epoch>_<update>/`` (within one) hold ``student/`` (Hugging
+Face format: what users take away), ``trainer.safetensors`` (optimizer moments, projectors, raw weights beside an average) and ``trainer.json`` (everything else, with checksums).
+``checkpoint_last`` and ``checkpoint_best`` are links to such folders, replaced atomically.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import cktk
+from cktk.errors import CheckpointError, CktkError, DataError
+from cktk.utils.files import atomic_folder, read_json, sha256_file, write_json
+from cktk.utils.log import logger
+
+SCHEMA = 1
+LAST, BEST = "checkpoint_last", "checkpoint_best"
+_EPOCH_END = re.compile(r"checkpoint(\d+)")
+_WITHIN_EPOCH = re.compile(r"checkpoint_(\d+)_(\d+)")
+
+
+@dataclass
+class Checkpoint:
+    """A checkpoint read back: its folder, the JSON state, and the tensors of ``trainer.safetensors``."""
+
+    folder: Path
+    state: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    def section(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names start with ``prefix.``, without it."""
+        return {name[len(prefix) + 1 :]: t for name, t in self.tensors.items() if name.startswith(prefix + ".")}
+
+
+class CheckpointStore:
+    """The checkpoints of one run directory. Only rank 0 writes."""
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def save(
+        self,
+        name: str,
+        save_student: Callable[[Path], None],
+        tensors: Mapping[str, Tensor],
+        state: Mapping[str, Any],
+    ) -> Path:
+        """Write the checkpoint folder ``name`` and return it; a damaged one of that name is replaced."""
+        folder = self.run / name
+        with atomic_folder(folder) as temporary:
+            save_student(temporary / "student")
+            try:
+                save_file({k: t.detach().contiguous() for k, t in tensors.items()}, temporary / "trainer.safetensors")
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"cannot write {folder}: {error}; the checkpoint before it is untouched"
+                ) from error
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            sums = {str(path.relative_to(temporary)): sha256_file(path) for path in files}
+            write_json(
+                temporary / "trainer.json", {"schema": SCHEMA, "cktk": cktk.__version__, **state, "sha256": sums}
+            )
+            if folder.exists():
+                shutil.rmtree(folder)
+        return folder
+
+    def link(self, name: str, folder: Path) -> None:
+        """Point ``checkpoint_last`` or ``checkpoint_best`` at ``folder``, atomically."""
+        temporary = self.run / f".{name}.{os.getpid()}.tmp"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(folder.name)
+        os.replace(temporary, self.run / name)
+
+    def linked(self, name: str) -> Path | None:
+        """The folder that a link points at."""
+        link = self.run / name
+        return self.run / os.readlink(link) if link.is_symlink() and link.exists() else None
+
+    def folders(self) -> list[Path]:
+        """Checkpoint folders, oldest first."""
+        found = [(place, path) for path in self.run.glob("checkpoint*") if (place := _place(path.name))]
+        return [path for _, path in sorted(found)]
+
+    def of_kind(self, epoch_ends: bool) -> list[Path]:
+        """The folders at epochs' ends, or those within epochs, oldest first."""
+        return [folder for folder in self.folders() if bool(_EPOCH_END.fullmatch(folder.name)) == epoch_ends]
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint; damaged ones are reported and passed over. None where there is none at all.
+
+        Raises `CheckpointError` if there are checkpoints and all are damaged.
+        """
+        folders = self.folders()
+        for folder in reversed(folders):
+            try:
+                return read_checkpoint(folder)
+            except CktkError as error:
+                logger.warning("%s; trying the checkpoint before it", error)
+        if folders:
+            raise CheckpointError(f"{self.run}: no checkpoint is whole; start again with another --save-dir")
+        return None
+
+    def prune(self, keep_epochs: int, keep_updates: int) -> None:
+        """Delete old checkpoints: the newest two and those that links name stay, and -1 keeps all of a kind."""
+        folders = self.folders()
+        kept = {*folders[-2:], *_newest(self.of_kind(True), keep_epochs), *_newest(self.of_kind(False), keep_updates)}
+        kept |= {linked for name in (LAST, BEST) if (linked := self.linked(name))}
+        for folder in folders:
+            if folder not in kept:
+                shutil.rmtree(folder)
+
+
+def checkpoint_name(epoch: int, update: int, epoch_end: bool) -> str:
+    """fairseq's names: ``checkpoint3`` ends epoch 3, ``checkpoint_3_1200`` lies within it."""
+    return f"checkpoint{epoch}" if epoch_end else f"checkpoint_{epoch}_{update}"
+
+
+def _place(name: str) -> tuple[int, float] | None:
+    """Where in the run a checkpoint lies, for sorting: (epoch, update), an epoch's end after all within it."""
+    if match := _EPOCH_END.fullmatch(name):
+        return int(match[1]), float("inf")
+    if match := _WITHIN_EPOCH.fullmatch(name):
+        return int(match[1]), float(match[2])
+    return None
+
+
+def _newest(folders: list[Path], number: int) -> list[Path]:
+    return folders if number < 0 else folders[len(folders) - min(number, len(folders)) :]
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read and verify a checkpoint folder (or a link to one); raises `CheckpointError` naming what is damaged."""
+    try:
+        state = read_json(folder / "trainer.json")
+    except DataError as error:
+        raise CheckpointError(f"{folder} is not a whole checkpoint ({error})") from error
+    if state.get("schema") != SCHEMA:
+        raise CheckpointError(f"{folder}: schema {state.get('schema')!r} is not the {SCHEMA} that this cktk reads")
+    for name, expected in state["sha256"].items():
+        path = folder / name
+        if not path.is_file() or sha256_file(path) != expected:
+            raise CheckpointError(f"{path} is missing or damaged (its checksum differs)")
+    return Checkpoint(folder, state, load_file(folder / "trainer.safetensors"))
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[tuple[str, nn.Parameter]]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state by ``<parameter>/<key>``: its tensors, and its other values (JSON-ready)."""
+    tensors, plain = {}, {}
+    for name, parameter in parameters:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}/{key}"] = value
+            else:
+                plain[f"{name}/{key}"] = value
+    return tensors, plain
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    tensors: Mapping[str, Tensor],
+    plain: Mapping[str, Any],
+) -> None:
+    """Put back what `optimizer_state` took; raises `CheckpointError` if it names parameters that are not there."""
+    known = dict(parameters)
+    state: dict[int, dict[str, Any]] = {}
+    order = [p for group in optimizer.param_groups for p in group["params"]]
+    index = {parameter: position for position, parameter in enumerate(order)}
+    for name, value in [*tensors.items(), *plain.items()]:
+        owner, _, key = name.rpartition("/")
+        if owner not in known:
+            raise CheckpointError(
+                f"the optimizer state names {owner}, which this student has not; use --reset-optimizer"
+            )
+        state.setdefault(index[known[owner]], {})[key] = value
+    # load_state_dict knows where each optimizer keeps its step counts; the groups stay those of the flags.
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,112 @@
+"""Options of the training engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cktk.config.options import option
+from cktk.errors import ConfigError
+
+
+@dataclass
+class RunConfig:
+    """Run"""
+
+    save_dir: str = option("checkpoints", help="run directory: checkpoints, logs, resolved config.yaml", resume="free")
+    seed: int = option(1, help="seed of initialisation, data order and dropout", minimum=0)
+    device: str = option("auto", help="auto, cpu, cuda or cuda:N", resume="free")
+    nproc_per_node: int = option(1, help="processes to start on this machine with torchrun", minimum=1, resume="free")
+    fp16: bool = option(False, help="mixed precision with float16 and loss scaling")
+    bf16: bool = option(False, help="mixed precision with bfloat16")
+    log_interval: int = option(100, help="updates between two log lines", minimum=1)
+    tensorboard: bool = option(True, help="write TensorBoard logs below the run directory", resume="free")
+    dry_run: bool = option(
+        False, help="build everything, run one micro-batch, print layer map and memory, write nothing", resume="free"
+    )
+
+    def __post_init__(self) -> None:
+        if self.fp16 and self.bf16:
+            raise ConfigError("--fp16 and --bf16 exclude each other; choose one")
+
+
+@dataclass
+class UpdateConfig:
+    """Updates"""
+
+    update_freq: tuple[int, ...] = option(
+        (1,),
+        help="micro-batches per rank and update; a list gives one number per epoch, the last one staying",
+        minimum=1,
+    )
+    clip_norm: float = option(1.0, help="clip the global gradient norm to this; 0 does not clip", minimum=0)
+    max_epoch: int = option(0, help="stop after this epoch; 0: no limit", minimum=0, resume="free")
+    max_update: int = option(0, help="stop after this many updates; 0: no limit", minimum=0, resume="free")
+    stop_time_hours: float = option(
+        0, help="stop and save after this many hours of training; 0: no limit", minimum=0, resume="free"
+    )
+    freeze_embeddings: bool = option(False, help="do not train the student's embeddings (nor a head tied to them)")
+    freeze_encoder: bool = option(False, help="do not train the student's encoder")
+    store_ema: bool = option(False, help="keep an exponential moving average of the weights and validate and save that")
+    ema_decay: float = option(0.9999, help="decay of the moving average per update", minimum=0, maximum=1)
+
+    def __post_init__(self) -> None:
+        if not (self.max_epoch or self.max_update or self.stop_time_hours):
+            raise ConfigError("a run needs an end: give --max-epoch, --max-update or --stop-time-hours")
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints"""
+
+    save_interval: int = option(1, help="epochs between two checkpoints", minimum=1, resume="free")
+    save_interval_updates: int = option(
+        0, help="also checkpoint (and validate) every so many updates; 0: off", minimum=0, resume="free"
+    )
+    keep_last_epochs: int = option(2, help="checkpoints of epoch ends to keep; -1: all", minimum=-1, resume="free")
+    keep_interval_updates: int = option(
+        2, help="checkpoints of --save-interval-updates to keep; -1: all", minimum=-1, resume="free"
+    )
+    restore_file: str | None = option(
+        None, help="checkpoint folder to continue from (default: the newest whole one of --save-dir)", resume="free"
+    )
+    finetune_from_model: str | None = option(
+        None, help="student or checkpoint folder whose weights (and shape) start a new run", metavar="DIR"
+    )
+    reset_optimizer: bool = option(False, help="continue without the checkpoint's optimizer state", resume="free")
+    reset_dataloader: bool = option(False, help="continue at the start of the checkpoint's epoch", resume="free")
+
+
+@dataclass
+class ValidationConfig:
+    """Validation"""
+
+    valid_subset: str = option("valid", help="split to validate on")
+    disable_validation: bool = option(False, help="do not validate")
+    validate_interval: int = option(1, help="epochs between two validations", minimum=1)
+    validate_interval_updates: int = option(0, help="also validate every so many updates; 0: off", minimum=0)
+    best_checkpoint_metric: str = option("loss", help="figure that chooses checkpoint_best, e.g. loss, ce, bleu, chrf")
+    maximize_best_checkpoint_metric: bool = option(False, help="larger is better (known by itself for bleu and chrf)")
+    patience: int = option(
+        0, help="stop after this many validations without improvement; 0: never", minimum=0, resume="free"
+    )
+    eval_bleu: bool = option(False, help="translate the validation split by beam search: sacreBLEU and chrF")
+    eval_bleu_sentences: int = option(0, help="translate only the first so many sentences; 0: all", minimum=0)
+    eval_beam: int = option(4, help="beam of that search", minimum=1)
+    eval_lenpen: float = option(1.0, help="length penalty of that search")
+    eval_max_len_a: float = option(1.5, help="a of its longest output, a x source length + b", minimum=0)
+    eval_max_len_b: int = option(20, help="b of its longest output", minimum=0)
+
+    def __post_init__(self) -> None:
+        if self.best_checkpoint_metric in ("bleu", "chrf"):
+            if not self.eval_bleu:
+                raise ConfigError(f"--best-checkpoint-metric {self.best_checkpoint_metric} needs --eval-bleu")
+            self.maximize_best_checkpoint_metric = True
+
+
+@dataclass
+class ModelsConfig:
+    """Data and teacher"""
+
+    data: str = option(help="folder that cktk-preprocess wrote", positional=True)
+    teacher: str | None = option(None, help="model folder or hub name to distil from (default: train from scratch)")
+    allow_bin_weights: bool = option(False, help="read a teacher whose weights are a pickled .bin file")

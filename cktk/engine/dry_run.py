@@ -1,0 +1,70 @@
+"""``--dry-run``: one micro-batch through everything, and what it says about memory."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cktk.engine.trainer import Parts
+from cktk.errors import DataError
+from cktk.protocols import Batch, ModelOutput
+
+_MIB = 2**20
+
+
+def dry_run(parts: Parts, layer_map: str) -> None:
+    """Run one update of one micro-batch, and print the layer map, the figures of the loss and a memory estimate."""
+    batches = parts.data.next_update(1)
+    if not batches:
+        raise DataError("the training split is empty")
+    start = time.perf_counter()
+    teacher = parts.updater.teacher
+    states = _state_bytes(teacher.states(batches[0].to(parts.world.device))) if teacher else 0
+    result = parts.updater.run(batches, 0, parts.schedule(0))
+    seconds = time.perf_counter() - start
+    if not parts.world.is_main:
+        return
+    console = Console(soft_wrap=True)
+    if layer_map:
+        console.print(f"layer map (student state <- teacher state)\n{layer_map}\n", highlight=False)
+    console.print(_memory_table(parts, states, batches[0]))
+    terms = " ".join(f"{name} {value:.4g}" for name, value in result.values.items() if "/" not in name)
+    console.print(f"one micro-batch in {seconds:.2f} s: {terms}", highlight=False)
+
+
+def _memory_table(parts: Parts, teacher_states: int, batch: Batch) -> Table:
+    updater = parts.updater
+    weights = _bytes(list(updater.step.parameters()))
+    moments = sum(_bytes([v for v in s.values() if torch.is_tensor(v)]) for s in updater.optimizer.state.values())
+    rows: list[tuple[str, int]] = [
+        ("student and projector weights", weights),
+        ("gradients", _bytes(updater.parameters)),
+        ("optimizer moments", moments),
+        ("teacher weights", _bytes(list(updater.teacher.model.parameters())) if updater.teacher else 0),
+        (f"teacher states per micro-batch ({tuple(batch.labels.shape)} targets), times --update-freq", teacher_states),
+        ("peak of this process", _peak(parts.world.device)),
+    ]
+    table = Table("memory", "MiB")
+    for name, size in rows:
+        table.add_row(name, f"{size / _MIB:,.1f}")
+    return table
+
+
+def _state_bytes(states: ModelOutput) -> int:
+    tensors = list(states.hidden.values()) + ([states.head_input] if states.head_input is not None else [])
+    # A state that serves both a layer pair and the head is stored once.
+    return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
+
+
+def _bytes(tensors: list[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

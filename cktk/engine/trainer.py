@@ -1,0 +1,256 @@
+"""The training loop: updates, and what happens between them."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cktk.distributed.world import World
+from cktk.engine.callbacks import MetricLog, ProgressBar, describe
+from cktk.engine.checkpoint import (
+    BEST,
+    LAST,
+    Checkpoint,
+    CheckpointStore,
+    checkpoint_name,
+    optimizer_state,
+    restore_optimizer,
+)
+from cktk.engine.configs import CheckpointConfig, UpdateConfig, ValidationConfig
+from cktk.engine.ema import WeightAverage
+from cktk.engine.selection import BestTracker
+from cktk.engine.update import Updater, UpdateResult
+from cktk.engine.validation import Validator
+from cktk.protocols import Batch
+
+
+class TrainingData(Protocol):
+    """A resumable source of this rank's micro-batches."""
+
+    epoch: int
+
+    def next_update(self, n: int) -> list[Batch] | None: ...
+
+    def epoch_fraction(self) -> float: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Parts:
+    """What a trainer is put together from. ``log`` and ``bar`` exist on rank 0 only."""
+
+    updater: Updater
+    data: TrainingData
+    schedule: Callable[[int], float]
+    validator: Validator | None
+    store: CheckpointStore
+    save_student: Callable[[Path], None]
+    average: WeightAverage | None
+    world: World
+    log: MetricLog | None
+    bar: ProgressBar | None
+
+
+class Trainer:
+    """Trains until a limit, the end of patience, or a signal; continues any checkpoint exactly."""
+
+    def __init__(
+        self, parts: Parts, updates: UpdateConfig, checkpoints: CheckpointConfig, validation: ValidationConfig
+    ) -> None:
+        self.parts = parts
+        self._updates, self._checkpoints, self._validation = updates, checkpoints, validation
+        self._best = BestTracker(
+            validation.best_checkpoint_metric, validation.maximize_best_checkpoint_metric, validation.patience
+        )
+        self.update = 0
+        self._unsaved = False
+        self._validated_at = -1
+        self._started = time.monotonic()
+        self._signalled = False
+
+    def run(self) -> None:
+        """The whole training."""
+        previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            stop = False
+            while not (stop or self.finished()):
+                stop = self._one_update()
+            if self._unsaved:
+                self._save(self.parts.data.epoch, epoch_end=False)
+                self._prune()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+            self.close()
+
+    def close(self) -> None:
+        """End the bar and flush the logs."""
+        for watcher in (self.parts.bar, self.parts.log):
+            if watcher:
+                watcher.close()
+
+    def finished(self) -> bool:
+        """Whether a limit that all ranks see alike is reached."""
+        limits = self._updates
+        return (
+            (0 < limits.max_update <= self.update)
+            or (0 < limits.max_epoch < self.parts.data.epoch)
+            or self._best.exhausted
+        )
+
+    def fraction_done(self) -> float:
+        """How much of the run is over, by whichever limit is nearest."""
+        limits, data = self._updates, self.parts.data
+        parts = [0.0]
+        if limits.max_update:
+            parts.append(self.update / limits.max_update)
+        if limits.max_epoch:
+            parts.append((data.epoch - 1 + data.epoch_fraction()) / limits.max_epoch)
+        if limits.stop_time_hours:
+            parts.append(self._hours() / limits.stop_time_hours)
+        return min(1.0, max(parts))
+
+    def _one_update(self) -> bool:
+        """One update, or the end of an epoch; whether to stop now."""
+        data = self.parts.data
+        frequency = self._updates.update_freq
+        batches = data.next_update(frequency[min(data.epoch, len(frequency)) - 1])
+        if batches is None:
+            self._end_epoch(data.epoch - 1)
+            return False
+        lr = self.parts.schedule(self.update)
+        result = self.parts.updater.run(batches, self.update, lr, stop=self._wishes_to_stop())
+        self._unsaved = True
+        if not result.skipped:
+            self.update += 1
+            if self.parts.average:
+                self.parts.average.update()
+        self._watch(data.epoch, lr, result)
+        if not result.skipped:
+            self._between_updates(data.epoch)
+        return result.stop
+
+    def _wishes_to_stop(self) -> bool:
+        hours = self._updates.stop_time_hours
+        return self._signalled or 0 < hours <= self._hours()
+
+    def _hours(self) -> float:
+        return (time.monotonic() - self._started) / 3600
+
+    def _on_signal(self, *_: object) -> None:
+        # A scheduler is about to kill the job: finish the update, save, and leave.
+        self._signalled = True
+
+    def _watch(self, epoch: int, lr: float, result: UpdateResult) -> None:
+        averages = self.parts.log.on_update(epoch, self.update, lr, result) if self.parts.log else None
+        if self.parts.bar:
+            fraction = self.fraction_done()
+            self.parts.bar.on_update(epoch, self.update, fraction, {**result.values, "lr": lr})
+            if averages:
+                self.parts.bar.say(f"epoch {epoch} | update {self.update} | {describe(averages)}", fraction)
+
+    def _between_updates(self, epoch: int) -> None:
+        save = _due(self.update, self._checkpoints.save_interval_updates)
+        if save or _due(self.update, self._validation.validate_interval_updates):
+            self._validate_and_save(epoch, validate=True, save=save, epoch_end=False)
+
+    def _end_epoch(self, epoch: int) -> None:
+        validate = _due(epoch, self._validation.validate_interval)
+        save = _due(epoch, self._checkpoints.save_interval)
+        self._unsaved = True
+        self._validate_and_save(epoch, validate, save, epoch_end=True)
+
+    def _validate_and_save(self, epoch: int, validate: bool, save: bool, epoch_end: bool) -> None:
+        improved = validate and self._validate(epoch)
+        if save or improved:
+            folder = self._save(epoch, epoch_end)
+            if improved and self.parts.world.is_main:
+                self.parts.store.link(BEST, folder)
+            self._prune()
+
+    def _validate(self, epoch: int) -> bool:
+        if self.parts.validator is None or self._validated_at == self.update:
+            return False
+        self._validated_at = self.update
+        with self._averaged_weights():
+            values = self.parts.validator.run()
+        improved = self._best.improved(values)
+        if self.parts.log:
+            self.parts.log.on_validation(epoch, self.update, values)
+        if self.parts.bar:
+            best = " | best so far" if improved else ""
+            words = f"epoch {epoch} | update {self.update} | valid | {describe(values)}{best}"
+            self.parts.bar.say(words, self.fraction_done())
+        return improved
+
+    def _averaged_weights(self) -> AbstractContextManager[Mapping[str, Tensor]]:
+        """Inside, the student has its averaged weights if there are any; yields the raw ones that these replace."""
+        return self.parts.average.swapped_in() if self.parts.average else nullcontext({})
+
+    def _save(self, epoch: int, epoch_end: bool) -> Path:
+        """Write a checkpoint of this moment (rank 0), make it the last one, and return its folder."""
+        parts = self.parts
+        name = checkpoint_name(epoch, self.update, epoch_end)
+        if parts.world.is_main:
+            with self._averaged_weights() as raw:
+                tensors, state = self._state(raw)
+                parts.store.save(name, parts.save_student, tensors, {"epoch": epoch, "epoch_end": epoch_end, **state})
+            parts.store.link(LAST, parts.store.run / name)
+        parts.world.barrier()
+        self._unsaved = False
+        return parts.store.run / name
+
+    def _prune(self) -> None:
+        if self.parts.world.is_main:
+            self.parts.store.prune(self._checkpoints.keep_last_epochs, self._checkpoints.keep_interval_updates)
+
+    def _state(self, raw_weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        step, updater = self.parts.updater.step, self.parts.updater
+        moments, plain = optimizer_state(updater.optimizer, step.named_parameters())
+        groups = {"optimizer": moments, "criterion": step.criterion.state_dict(), "student": raw_weights}
+        tensors = {f"{group}.{name}": t for group, members in groups.items() for name, t in members.items()}
+        return tensors, {
+            "update": self.update,
+            "validated_at": self._validated_at,
+            "data": self.parts.data.state_dict(),
+            "best": self._best.state_dict(),
+            "log": self.parts.log.state_dict() if self.parts.log else None,
+            "optimizer": plain,
+            "scaler": updater.scaler.state_dict(),
+        }
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Continue from ``checkpoint``; the student's weights are those of its ``student/`` folder already."""
+        state, updater = checkpoint.state, self.parts.updater
+        updater.step.criterion.load_state_dict(checkpoint.section("criterion"))
+        if not self._checkpoints.reset_optimizer:
+            restore_optimizer(
+                updater.optimizer, updater.step.named_parameters(), checkpoint.section("optimizer"), state["optimizer"]
+            )
+            updater.scaler.load_state_dict(state["scaler"])
+        with torch.no_grad():
+            # With a moving average, student/ holds the average, and the weights to train on lie beside it.
+            weights = dict(updater.step.student.named_parameters())
+            for name, tensor in checkpoint.section("student").items():
+                weights[name].copy_(tensor)
+        if not self._checkpoints.reset_dataloader:
+            self.parts.data.load_state_dict(state["data"])
+        self.update, self._validated_at = state["update"], state["validated_at"]
+        self._best.load_state_dict(state["best"])
+        if self.parts.log and state["log"]:
+            self.parts.log.load_state_dict(state["log"])
+
+
+def _due(number: int, interval: int) -> bool:
+    return interval > 0 and number % interval == 0

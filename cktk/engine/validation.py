@@ -1,0 +1,77 @@
+"""Validation: the loss's parts over the whole split, and translation quality by beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from cktk.distributed.world import World
+from cktk.engine.step import FrozenTeacher, Step
+from cktk.engine.totals import Totals, global_counts
+from cktk.errors import DataError
+from cktk.protocols import Batch
+
+#: Further figures of a validation, e.g. BLEU; called on all ranks with the student in eval mode.
+Scorer = Callable[[], Mapping[str, float]]
+
+
+class Validator:
+    """Averages every part of the criterion over a split, with the same units as in training.
+
+    Statistics (CKA) are merged over the whole split, so that their value does not depend on the batches.
+    ``batches`` starts a new pass over this rank's share of the split, dummies included.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        teacher: FrozenTeacher | None,
+        batches: Callable[[], Iterator[Batch]],
+        world: World,
+        scorer: Scorer | None = None,
+    ) -> None:
+        self._step, self._teacher, self._batches = step, teacher, batches
+        self._world, self._scorer = world, scorer
+
+    def run(self) -> dict[str, float]:
+        """All figures of one validation; the student's mode is what it was before."""
+        with evaluation_mode(self._step), torch.no_grad():
+            values = self._losses()
+            if self._scorer:
+                values.update(self._scorer())
+        return values
+
+    def _losses(self) -> dict[str, float]:
+        criterion = self._step.train_criterion
+        totals, statistics, seen = Totals(), None, []
+        for batch in self._batches():
+            batch = batch.to(self._world.device)
+            teacher = self._teacher.states(batch) if self._teacher else None
+            output = self._step("evaluate", batch, teacher)
+            totals.add(output.totals)
+            seen.append(batch.counts())
+            if output.statistics is not None:
+                statistics = output.statistics if statistics is None else criterion.merge(statistics, output.statistics)
+        if not seen:
+            raise DataError("the validation split is empty; give another --valid-subset or --disable-validation")
+        if statistics is not None:
+            coefficients: Any = criterion.coefficients(statistics, self._world.all_reduce)
+            totals.take(criterion.pooled_term(coefficients))
+        return totals.averages(
+            global_counts(seen, self._world.device, self._world.all_reduce)[0], self._world.all_reduce
+        )
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside, and the mode from before afterwards, whatever happens."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)

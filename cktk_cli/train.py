@@ -1,0 +1,54 @@
+"""cktk-train: distil a student from a teacher, or train a model from scratch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from cktk.config.command import Command, Component, Settings
+from cktk.data.batch_config import BatchingConfig
+from cktk.distributed.launch import launch, under_torchrun
+from cktk.engine.configs import CheckpointConfig, ModelsConfig, RunConfig, UpdateConfig, ValidationConfig
+from cktk.plugins import load_plugins
+from cktk.registry import ARCHITECTURES, CRITERIA, LR_SCHEDULERS, OPTIMIZERS, TASKS
+from cktk_cli.run import run_command
+
+
+def command() -> Command:
+    """The flags of ``cktk-train``."""
+    return Command(
+        prog="cktk-train",
+        description="Distil a student from a teacher, or train a model from scratch. "
+        "Started again with the same flags, an interrupted run continues exactly.",
+        sections=[ModelsConfig, RunConfig, BatchingConfig, UpdateConfig, ValidationConfig, CheckpointConfig],
+        components=[
+            Component("task", TASKS, "translation", "what to train for"),
+            Component("arch", ARCHITECTURES, "bart", "family of the student"),
+            Component("criterion", CRITERIA, "cross_entropy", "loss"),
+            Component("optimizer", OPTIMIZERS, "adamw", "optimizer"),
+            Component("lr-scheduler", LR_SCHEDULERS, "inverse_sqrt", "learning-rate schedule"),
+        ],
+        load_plugins=load_plugins,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    exit_code = 0
+
+    def work(settings: Settings) -> None:
+        nonlocal exit_code
+        processes = settings.section(RunConfig).nproc_per_node
+        if processes > 1 and not under_torchrun():
+            exit_code = launch("cktk_cli.train", arguments, processes)
+            return
+        from cktk.assemble import train  # imports torch, which --help and bad flags need not wait for
+
+        train(settings)
+
+    return run_command(command(), work, arguments) or exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
