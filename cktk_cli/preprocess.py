@@ -15,6 +15,17 @@ from cktk.plugins import load_plugins
 from cktk.registry import SOURCES, TOKENIZERS
 from cktk_cli.run import run_command
 
+_COUNTS = {
+    "empty": "pairs with an empty side",
+    "dropped_empty": "  of them dropped",
+    "overlong": "over-long pairs",
+    "dropped_overlong": "  of them dropped",
+    "truncated": "  of them truncated",
+    "unknown": "unknown tokens",
+    "special": "pairs that spell a special token",
+}
+_ALWAYS_SHOWN = ("empty", "overlong")
+
 _ENDINGS = {"tsv": "tsv", "csv": "csv", "jsonl": "jsonl", "json": "jsonl", "parquet": "parquet"}
 
 
@@ -66,8 +77,9 @@ def _preprocess(settings: Settings) -> None:
         kind, options = settings.component("train-tokenizer")
         maker = TrainedTokenizer(kind, options, TOKENIZERS.target(kind), source, config.workers)
     started = time.perf_counter()
-    with _Progress() as progress:
-        prepared = prepare(source, maker, config, progress)
+    progress = _Progress()
+    with progress.bars:
+        prepared = prepare(source, maker, config, progress.show)
     seconds = time.perf_counter() - started
     _print_summary(prepared.manifest)
     if prepared.unchanged:
@@ -83,7 +95,7 @@ class _Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._bars = Progress(
+        self.bars = Progress(
             TextColumn("{task.description:>6}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -94,38 +106,29 @@ class _Progress:
         )
         self._tasks: dict[str, Any] = {}
 
-    def __enter__(self) -> _Progress:
-        self._bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._bars.stop()
-
-    def __call__(self, split: str, total: int | None, lines: int) -> None:
+    def show(self, split: str, total: int | None, lines: int) -> None:
         if split not in self._tasks:
-            self._tasks[split] = self._bars.add_task(split, total=total)
-        self._bars.advance(self._tasks[split], lines)
+            self._tasks[split] = self.bars.add_task(split, total=total)
+        self.bars.advance(self._tasks[split], lines)
 
 
 def _print_summary(manifest: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    names = manifest["languages"]
-    table = Table(
-        "split", "lines", "rows", f"tokens {names['source']}", f"tokens {names['target']}", "empty", "over-long"
-    )
-    for column in ("truncated", "dropped", "unknown tokens", "special in text"):
-        table.add_column(column)
+    splits = manifest["splits"]
+    table = Table("", *splits)
     for column in table.columns[1:]:
         column.justify = "right"
-    for split, entry in manifest["splits"].items():
-        counts = entry["counts"]
-        tokens = [sum(shard["tokens"][side] for shard in entry["shards"]) for side in ("source", "target")]
-        numbers = [counts.get("lines", 0), entry["rows"], *tokens, counts.get("empty", 0), counts.get("overlong", 0)]
-        numbers += [counts.get("truncated", 0), counts.get("dropped_empty", 0) + counts.get("dropped_overlong", 0)]
-        numbers += [counts.get("unknown", 0), counts.get("special", 0)]
-        table.add_row(split, *(f"{number:,}" for number in numbers))
+    table.add_row("lines", *(f"{split['counts']['lines']:,}" for split in splits.values()))
+    table.add_row("rows written", *(f"{split['rows']:,}" for split in splits.values()))
+    for side, lang in manifest["languages"].items():
+        tokens = [sum(shard["tokens"][side] for shard in split["shards"]) for split in splits.values()]
+        table.add_row(f"tokens {lang}", *(f"{number:,}" for number in tokens))
+    for name, words in _COUNTS.items():
+        numbers = [split["counts"].get(name, 0) for split in splits.values()]
+        if name in _ALWAYS_SHOWN or any(numbers):
+            table.add_row(words, *(f"{number:,}" for number in numbers))
     Console().print(table)
 
 

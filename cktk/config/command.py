@@ -11,7 +11,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import yaml
 
-from cktk.config.options import Option, options_of, unknown_name
+from cktk.config.options import Option, Raw, options_of, unknown_name
 from cktk.config.yaml_file import Written, read_run_file
 from cktk.errors import ConfigError
 
@@ -166,6 +166,9 @@ class Command:
             _add_flag(groups[owner], option.option)
         known, unknown = parser.parse_known_args(arguments)
         if unknown:
+            name = unknown[0].partition("=")[0]
+            if choice := self._not_chosen(name[2:].replace("-", "_")):
+                raise ConfigError(f"{name} belongs to {choice}, which was not chosen")
             flags = [option.option.flag for option in table.values()]
             raise ConfigError(_unknown_argument(unknown[0], flags))
         written = {}
@@ -179,13 +182,17 @@ class Command:
         for name, value in written.items():
             if name in known:
                 continue
-            for component in self.components:
-                for other in component.registry.names():
-                    if name in {option.name for option in options_of(component.registry.config(other))}:
-                        raise ConfigError(
-                            f"{value.where}: {name} belongs to --{component.flag} {other}, which was not chosen"
-                        )
+            if owner := self._not_chosen(name):
+                raise ConfigError(f"{value.where}: {name} belongs to {owner}, which was not chosen")
             raise ConfigError(f"{value.where}: {unknown_name(name, sorted(known))}")
+
+    def _not_chosen(self, name: str) -> str | None:
+        """The first choice that has an option ``name``, as ``--flag name``."""
+        for component in self.components:
+            for other in component.registry.names():
+                if name in {option.name for option in options_of(component.registry.config(other))}:
+                    return f"--{component.flag} {other}"
+        return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Parallel text to shards: worker processes tokenise blocks of lines while this process reads and writes.
 
-A shard holds ``shard_size`` consecutive lines of the input (fewer rows, where some are dropped). Its JSON file is written
-last and keeps a hash of the text that it was made from, so that a repeated run skips the shards that are there, and
-refuses to mix them with other text. At most two shards of text are in memory at a time.
+A shard holds ``shard_size`` consecutive lines of the input (fewer rows, where some are dropped). Its JSON file is
+written last and keeps a hash of the text that it was made from, so that a repeated run skips the shards that are there,
+and refuses to mix them with other text. At most two shards of text are in memory at a time.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from cktk.data.shards import Ids
 
 
 class Rules(NamedTuple):
-    """What becomes of unusual lines: ``empty`` is drop or keep, ``overlong`` (> ``max_length`` tokens) also truncate."""
+    """Fate of unusual lines: ``empty`` is drop or keep; ``overlong`` (> ``max_length`` tokens) also truncate."""
 
     empty: str = "drop"
     overlong: str = "keep"

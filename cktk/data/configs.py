@@ -27,7 +27,7 @@ class PreprocessConfig:
     max_length: int = option(1024, help="a line with more tokens than this is over-long", minimum=1)
     overlong_lines: str = option(
         "keep",
-        help="over-long lines: keep and count them, truncate them to --max-length, or drop the pair from the train split",
+        help="over-long lines: keep and count, truncate to --max-length, or drop the pair from the train split",
         choices=("keep", "truncate", "drop"),
     )
 

@@ -39,7 +39,7 @@ class Encoder(Protocol):
 
 
 class EncoderSpec(NamedTuple):
-    """What a process needs to open an encoder: the tokenizer's folder, its languages, and whether Rust code suffices."""
+    """What a process needs to open an encoder: the tokenizer's folder, its languages, whether Rust code suffices."""
 
     folder: Path
     languages: dict[Role, str]
@@ -65,6 +65,6 @@ class RustEncoder:
         settings = read_json(folder / "tokenizer_config.json")
         self._tokenizer.encode_special_tokens = bool(settings.get("split_special_tokens", False))
 
-    def __call__(self, texts: list[str], role: Role) -> Rows:
+    def __call__(self, texts: list[str], role: Role) -> Rows:  # noqa: ARG002 - one vocabulary serves both roles
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return Rows.join([encoding.ids for encoding in encodings])

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from cktk.data import tokenizers
-from cktk.data.binarize import Binarizer, Rules, block_workers
+from cktk.data.binarize import Binarizer, block_workers
+from cktk.data.blocks import Rules
 from cktk.data.configs import PreprocessConfig
 from cktk.data.encoder import EncoderSpec
 from cktk.data.shards import MANIFEST, TOKENIZER_FOLDER, write_manifest

@@ -39,7 +39,7 @@ def language_names(lang: str) -> list[str]:
 
 
 class ParallelTextSource:
-    """Two files a split, ``PREFIX.LANG`` or ``PREFIX.LANG.gz``; line i of one is the translation of line i of the other.
+    """Two files a split, ``PREFIX.LANG`` or ``PREFIX.LANG.gz``; line i of one translates line i of the other.
 
     For a language code such as ``en_XX`` the files may also end in ``.en``.
     """

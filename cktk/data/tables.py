@@ -106,7 +106,7 @@ class TsvSource(_DelimitedSource):
 class CsvSource(_DelimitedSource):
     """Comma-separated values; quoted cells may hold commas, doubled quotation marks and line ends."""
 
-    def _file_count(self, path: Path) -> None:
+    def _file_count(self, path: Path) -> None:  # noqa: ARG002 - a quoted cell may hold line ends
         return None
 
     def _records(self, path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cktk.config.options import unknown_name
-from cktk.data.encoder import EncoderSpec, Role, RustEncoder, Rows
+from cktk.data.encoder import EncoderSpec, Role, Rows, RustEncoder
 from cktk.errors import DataError
 from cktk.protocols import Template
 
@@ -21,7 +21,7 @@ _PROBES = ["a", "Hello world.", "  two  spaces ", "Ça et là, l'été", "汉字
 
 
 def open_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """Open a tokenizer folder or hub name; raises `DataError` if there is none, or it has no pad or end-of-text token."""
+    """Open a tokenizer folder or hub name; raises `DataError` if there is none, or it lacks a pad or end token."""
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(name))
     except Exception as error:  # transformers raises many kinds: of files, of the network, of parsers
@@ -35,11 +35,12 @@ def open_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 def end_token(tokenizer: Any) -> int | None:
     """Id of the token that ends a text (BERT's tokenizers name it [SEP])."""
-    return tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    found: int | None = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    return found
 
 
 def fingerprint(folder: Path) -> str:
-    """SHA-256 of what determines the ids of the tokenizer saved in ``folder``: ``tokenizer.json``, else all its files."""
+    """SHA-256 of what decides the ids of the tokenizer saved in ``folder``: ``tokenizer.json``, else all files."""
     single = folder / "tokenizer.json"
     files = [single] if single.is_file() else sorted(path for path in folder.rglob("*") if path.is_file())
     digest = hashlib.sha256()

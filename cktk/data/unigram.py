@@ -13,14 +13,16 @@ import string
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from cktk.data.configs import UnigramTokenizerConfig
 from cktk.errors import ConfigError, DataError
+from cktk.utils.files import read_json, write_json
 
 #: Names and ids of the special tokens, as in BART.
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -36,6 +38,11 @@ _REMOVED = "".join(map(chr, (*range(0x01, 0x09), *range(0x0E, 0x20), 0x7F)))
 _SPELLING = "</>" + string.ascii_letters + string.digits
 _NEVER = -1e6
 
+# SentencePiece adds scores in single precision over a line, `tokenizers` in double precision over a word, and rounding
+# would break ties between segmentations ("E EE", "EE E") in different ways. Sums of multiples of 2**-8 are exact in
+# both for lines of thousands of tokens.
+_SCORE_STEPS = 256
+
 
 def train_unigram(config: UnigramTokenizerConfig, texts: Iterator[str], folder: Path, workers: int) -> None:
     """Learn a vocabulary from ``texts`` (Kudo 2018) and write a tokenizer that AutoTokenizer opens to ``folder``.
@@ -43,9 +50,12 @@ def train_unigram(config: UnigramTokenizerConfig, texts: Iterator[str], folder: 
     ``sentencepiece.model`` is kept beside ``tokenizer.json``; both give the same ids for every text. Raises
     `ConfigError` if the text does not carry a vocabulary of the wanted size.
     """
-    model = _train(config, texts, workers)
-    (folder / "sentencepiece.model").write_bytes(model)
-    tokenizer = PreTrainedTokenizerFast(
+    model = ModelProto()
+    model.ParseFromString(_train(config, texts, workers))
+    for piece in model.pieces:
+        piece.score = round(piece.score * _SCORE_STEPS) / _SCORE_STEPS
+    (folder / "sentencepiece.model").write_bytes(model.SerializeToString())
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=_build(model),
         bos_token="<s>",
         pad_token="<pad>",
@@ -55,6 +65,9 @@ def train_unigram(config: UnigramTokenizerConfig, texts: Iterator[str], folder: 
         clean_up_tokenization_spaces=False,
     )
     tokenizer.save_pretrained(folder)
+    # transformers 5 writes its own name for this class, which a model folder opened with other versions would not know.
+    settings = read_json(folder / "tokenizer_config.json")
+    write_json(folder / "tokenizer_config.json", {**settings, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def _train(config: UnigramTokenizerConfig, texts: Iterator[str], workers: int) -> bytes:
@@ -100,12 +113,10 @@ def _training_error(config: UnigramTokenizerConfig, message: str) -> ConfigError
     return DataError(f"--train-tokenizer unigram: training failed: {message.strip() or 'no usable text'}")
 
 
-def _build(model: bytes) -> Tokenizer:
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(model)
-    normal = sentencepiece_model_pb2.ModelProto.SentencePiece.NORMAL
-    vocabulary = [(piece.piece, piece.score if piece.type == normal else _NEVER) for piece in proto.pieces]
-    byte_fallback = bool(proto.trainer_spec.byte_fallback)
+def _build(model: Any) -> Tokenizer:
+    normal = model.SentencePiece.NORMAL
+    vocabulary = [(piece.piece, piece.score if piece.type == normal else _NEVER) for piece in model.pieces]
+    byte_fallback = bool(model.trainer_spec.byte_fallback)
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=byte_fallback))
     tokenizer.normalizer = normalizers.Sequence(
         [
