@@ -87,6 +87,7 @@ def test_the_teacher_config_is_not_touched_and_what_is_not_resized_is_kept() -> 
         student: Any = MBartFamily().build(config)
     assert type(student).__name__ == "MBartForConditionalGeneration"
     assert student.dtype == torch.float32
+    assert student.config.dtype is None
     assert student.training
     assert student.model.encoder.embed_tokens.embed_scale == 384**0.5
     assert student.lm_head.weight is student.model.shared.weight
