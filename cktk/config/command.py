@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -236,7 +237,7 @@ def _typed_values(table: Mapping[str, _Owned], written: Mapping[str, Written]) -
 def _glance(arguments: Sequence[str]) -> dict[str, Raw]:
     """The options among ``arguments`` as written, before it is known which ones there are."""
     given: dict[str, Raw] = {}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         if argument.startswith("--"):
             flag, equals, text = argument[2:].partition("=")
             given[flag.replace("-", "_")] = text if equals else following

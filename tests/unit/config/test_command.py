@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from cktk.config.command import Command, Component
-from cktk.config.options import option
+from cktk.config.options import Raw, option
 from cktk.errors import ConfigError
 from cktk.registry import Registry
 
@@ -58,11 +58,11 @@ def test_flags_beat_the_run_file_which_beats_its_base_which_beats_defaults(tmp_p
     write(tmp_path, "base.yaml", "lr: 0.2\nsource-lang: en\nbetas: [0.1, 0.2]\nnum-workers: 3\n")
     path = write(tmp_path, "run.yaml", "base: base.yaml\nlr: 0.3\nsource_lang: no\n")
     run = command().parse(["bin", "--config", path, "--lr", "4e-1"]).section(Run)
-    assert run == Run("bin", lr=0.4, source_lang="no", betas=(0.1, 0.2), num_workers=3)
+    assert run == Run(data="bin", lr=0.4, source_lang="no", betas=(0.1, 0.2), num_workers=3)
 
 
 def test_defaults_and_booleans(tmp_path: Path) -> None:
-    assert command().parse(["bin"]).section(Run) == Run("bin")
+    assert command().parse(["bin"]).section(Run) == Run(data="bin")
     assert command().parse(["bin", "--no-resume-log"]).section(Run).resume_log is False
     off = write(tmp_path, "off.yaml", "resume-log: no\ndata: bin\n")
     assert command().parse(["--config", off]).section(Run).resume_log is False
@@ -70,12 +70,25 @@ def test_defaults_and_booleans(tmp_path: Path) -> None:
 
 
 def test_the_chosen_component_brings_its_flags(tmp_path: Path) -> None:
-    assert command().parse(["bin", "--depth", "3"]).component("colour") == ("red", Red(3))
-    assert command().parse(["bin", "--colour", "blue", "--shade", "1"]).component("colour") == ("blue", Blue(1.0))
+    assert command().parse(["bin", "--depth", "3"]).component("colour") == ("red", Red(depth=3))
+    assert command().parse(["bin", "--colour", "blue", "--shade", "1"]).component("colour") == ("blue", Blue(shade=1.0))
     path = write(tmp_path, "run.yaml", "colour: blue\nshade: 0.25\n")
-    assert command().parse(["bin", "--config", path]).component("colour") == ("blue", Blue(0.25))
+    assert command().parse(["bin", "--config", path]).component("colour") == ("blue", Blue(shade=0.25))
     with pytest.raises(ConfigError, match="shade belongs to --colour blue, which was not chosen"):
         command().parse(["bin", "--config", path, "--colour", "red"])
+
+
+def test_a_component_may_be_told_by_what_was_given(tmp_path: Path) -> None:
+    def by_shade(given: Mapping[str, Raw]) -> str | None:
+        return "blue" if "shade" in given else None
+
+    told = Command("prog", "words", [Run], [Component("colour", COLOURS, "red", "which colour", by_shade)])
+    path = write(tmp_path, "run.yaml", "shade: 0.25\n")
+    assert told.parse(["bin"]).component("colour") == ("red", Red())
+    assert told.parse(["bin", "--shade=0.75"]).component("colour") == ("blue", Blue(shade=0.75))
+    assert told.parse(["bin", "--config", path]).component("colour") == ("blue", Blue(shade=0.25))
+    with pytest.raises(ConfigError, match="--shade belongs to --colour blue"):
+        told.parse(["bin", "--colour", "red", "--shade", "1"])
 
 
 def test_the_written_settings_give_the_same_settings_again(tmp_path: Path) -> None:
@@ -100,7 +113,7 @@ def test_what_may_change_on_resume_is_marked() -> None:
         (["bin", "--num", "1"], "unknown flag --num"),
         (["bin", "--colour", "bleu"], "--colour: unknown name 'bleu'; did you mean blue"),
         (["bin", "--colour", "green"], "plug-ins are loaded with --user-dir"),
-        (["bin", "--shade", "1"], "unknown flag --shade"),
+        (["bin", "--shade", "1"], "--shade belongs to --colour blue, which was not chosen"),
         (["bin", "more"], "unexpected argument 'more'"),
         (["bin", "--lr"], "expected one argument"),
     ],
