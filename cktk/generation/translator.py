@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cktk.data.tokenizers import PythonEncoder, knows_languages, probe_templates
-from cktk.errors import ConfigError
+from cktk.errors import ConfigError, DataError
 from cktk.generation.beam import BeamSearch, Ids
 from cktk.generation.configs import SearchConfig
 from cktk.protocols import Template
@@ -104,6 +104,10 @@ class Translator:
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Translation]]:
         """The same for token ids with their template; None stands for a blank text."""
+        if prefixes is not None and len(prefixes) != len(sources):
+            raise DataError(
+                f"{len(sources)} texts but {len(prefixes)} prefixes; give one (perhaps empty) prefix per text"
+            )
         filled = [row for row, source in enumerate(sources) if source is not None]
         found = self._search.generate(
             [source for source in sources if source is not None],

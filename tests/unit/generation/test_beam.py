@@ -122,10 +122,10 @@ def test_prefixes_of_many_lengths_in_one_batch(beam: int) -> None:
                 assert hypothesis.score == pytest.approx(float(output.sequences_scores[row]), abs=1e-4)
 
 
-def test_forced_language_goes_before_a_prefix() -> None:
+def test_a_prefix_takes_the_place_of_the_forced_first_token() -> None:
     model = tiny_model("mbart", 6)
     found = search(model, random_sources(6, 2), beam=2, forced_bos=9, prefixes=[[5, 6], []])
-    assert found[0][0].tokens[:3] == (9, 5, 6)
+    assert found[0][0].tokens[:2] == (5, 6)
     assert found[1][0].tokens[0] == 9
 
 

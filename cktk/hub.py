@@ -1,0 +1,164 @@
+"""Opening students, and building new ones, in one call each; `hubconf.py` offers these through torch.hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cktk.architectures.initialise import initialise
+from cktk.architectures.loading import load_config, load_model, load_tokenizer
+from cktk.architectures.spec import StudentSpec
+from cktk.architectures.vocabulary import check_vocabularies, folder_vocabulary
+from cktk.data.shards import DataFolder
+from cktk.engine.checkpoint import BEST, LAST
+from cktk.errors import CheckpointError
+from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
+from cktk.generation.translator import Translator
+from cktk.registry import ARCHITECTURES
+from cktk.tasks.decoding import SplitTranslator
+
+
+def student_folder(path: str | Path) -> Path:
+    """The model folder that ``path`` means: itself, the student of a checkpoint, or the best (else last) of a run.
+
+    A path that is no folder is returned as it is: it may be a hub name. Raises `CheckpointError` for a folder
+    without a model.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return folder
+    for candidate in (folder, folder / "student", folder / BEST / "student", folder / LAST / "student"):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise CheckpointError(
+        f"{folder}: holds no model; give a student folder, a checkpoint folder, or the run directory of cktk-train"
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device called ``name``; ``auto`` is the first GPU if there is one. Raises `CheckpointError`."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"--device {name}: cannot be used ({reason}); try --device cpu") from error
+    return device
+
+
+def student(
+    path: str | Path,
+    *,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
+    device: str = "auto",
+    max_source_positions: int | None = None,
+    max_tokens: int | None = None,
+    batch_size: int | None = None,
+    allow_bin_weights: bool = False,
+    **search: Any,
+) -> Translator:
+    """A student ready to translate: ``student(path).translate(["Hello."])``.
+
+    ``path`` is a student folder, a checkpoint folder, a run directory or a hub name; ``search`` are the fields of
+    `SearchConfig` (``beam``, ``lenpen``, ...). Raises `CheckpointError` if there is no such model, or a damaged one.
+    """
+    folder = student_folder(path)
+    model = load_model(folder, allow_bin_weights=allow_bin_weights, device=resolve_device(device))
+    return Translator(
+        model,
+        load_tokenizer(folder),
+        SearchConfig(**search),
+        source_lang=source_lang,
+        target_lang=target_lang,
+        max_source_positions=max_source_positions,
+        max_tokens=max_tokens,
+        batch_size=batch_size,
+    )
+
+
+def open_translator(
+    path: str | Path, model: ModelConfig, search: SearchConfig, batches: SearchBatchConfig
+) -> Translator:
+    """`student` with the options of the command line."""
+    return student(
+        path,
+        source_lang=model.source_lang,
+        target_lang=model.target_lang,
+        device=model.device,
+        max_source_positions=model.max_source_positions,
+        max_tokens=batches.max_tokens,
+        batch_size=batches.batch_size,
+        allow_bin_weights=model.allow_bin_weights,
+        **vars(search),
+    )
+
+
+def open_split(
+    path: str | Path, data_bin: str, model: ModelConfig, search: SearchConfig, batches: SearchBatchConfig
+) -> SplitTranslator:
+    """A student and a data folder made with the same tokenizer, in the direction asked for.
+
+    Raises `ConfigError` if their tokenizers differ, besides what opening either raises.
+    """
+    data = DataFolder(data_bin)
+    folder = student_folder(path)
+    check_vocabularies(
+        folder_vocabulary(f"the model {path}", folder, load_config(folder).vocab_size),
+        folder_vocabulary(f"the data {data_bin}", data.tokenizer_path, data.vocab_size, data.fingerprint),
+    )
+    translator = open_translator(folder, model, search, batches)
+    return SplitTranslator(translator, data, model.source_lang, model.target_lang)
+
+
+def build_student(
+    arch: str,
+    *,
+    width: int,
+    encoder_layers: int,
+    decoder_layers: int,
+    ffn_width: int | None = None,
+    heads: int | None = None,
+    teacher: str | Path | None = None,
+    init: str = "random",
+    vocab_size: int | None = None,
+    max_positions: int = 1024,
+    allow_bin_weights: bool = False,
+) -> Any:
+    """A new Hugging Face model of family ``arch`` with this width and depth.
+
+    With a ``teacher`` (folder or hub name) vocabulary, positions and special tokens are the teacher's, and ``init`` may
+    take weights from it; otherwise sizes are those given and special tokens those of the family's published models.
+    """
+    family = ARCHITECTURES.target(arch)()
+    spec = StudentSpec(
+        width=width,
+        encoder_layers=encoder_layers,
+        decoder_layers=decoder_layers,
+        ffn_width=ffn_width,
+        heads=heads,
+        init=init,
+    )
+    if teacher is None:
+        standard = family.config_class()
+        config = family.base_config(
+            vocab_size=vocab_size or standard.vocab_size,
+            pad=standard.pad_token_id,
+            bos=standard.bos_token_id,
+            eos=standard.eos_token_id,
+            max_positions=max_positions,
+            spec=spec,
+        )
+        model = family.student(config, spec)
+        initialise(model, init)
+        family.set_generation(model)
+        return model
+    source = load_model(student_folder(teacher), allow_bin_weights=allow_bin_weights)
+    model = family.student(source.config, spec)
+    initialise(model, init, teacher=source)
+    family.set_generation(model, source.generation_config)
+    return model

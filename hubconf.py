@@ -1,0 +1,23 @@
+"""Entry points of ``torch.hub.load(repo, ..., source="local")``."""
+
+from typing import Any
+
+from cktk.hub import build_student
+from cktk.hub import student as _student
+
+dependencies = ["torch", "transformers", "tokenizers", "numpy", "yaml", "safetensors"]
+
+
+def student(path: str, **options: Any) -> Any:
+    """A trained student with ``.translate([...])``; see `cktk.hub.student` for the options."""
+    return _student(path, **options)
+
+
+def bart(width: int, encoder_layers: int, decoder_layers: int, **options: Any) -> Any:
+    """A new BART of this width and depth; see `cktk.hub.build_student` for the options, such as ``teacher``."""
+    return build_student("bart", width=width, encoder_layers=encoder_layers, decoder_layers=decoder_layers, **options)
+
+
+def mbart(width: int, encoder_layers: int, decoder_layers: int, **options: Any) -> Any:
+    """A new mBART of this width and depth; see `cktk.hub.build_student` for the options, such as ``teacher``."""
+    return build_student("mbart", width=width, encoder_layers=encoder_layers, decoder_layers=decoder_layers, **options)

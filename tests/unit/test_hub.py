@@ -1,0 +1,62 @@
+"""Opening students and building new ones, also through torch.hub."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cktk.errors import CheckpointError
+from cktk.hub import build_student, resolve_device, student, student_folder
+from tests.unit.generation.students import save_student
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_student(tmp_path_factory.mktemp("hub") / "small")
+
+
+def test_torch_hub_opens_a_student(folder: Path) -> None:
+    opened = torch.hub.load(str(ROOT), "student", str(folder), source="local", beam=2, max_len_b=10)
+    assert opened.translate(["a b", "", "c"]) == student(folder, beam=2, max_len_b=10).translate(["a b", "", "c"])
+
+
+def test_torch_hub_builds_students() -> None:
+    for family in ("bart", "mbart"):
+        built = torch.hub.load(str(ROOT), family, 32, 1, 3, source="local", vocab_size=50, max_positions=16)
+        assert built.config.model_type == family
+    assert (built.config.d_model, built.config.encoder_layers, built.config.decoder_layers) == (32, 1, 3)
+    assert built.model.shared.weight.shape == (50, 32)
+
+
+def test_new_student_of_a_teacher(folder: Path) -> None:
+    built = build_student(
+        "bart", width=8, encoder_layers=1, decoder_layers=1, ffn_width=16, teacher=folder, init="truncate"
+    )
+    teacher = student(folder).model
+    assert torch.equal(built.model.shared.weight, teacher.model.shared.weight[:, :8])
+    assert built.generation_config.decoder_start_token_id == 2
+
+
+def test_run_directory_gives_its_best_student(folder: Path, tmp_path: Path) -> None:
+    for name in ("checkpoint1", "checkpoint2"):
+        shutil.copytree(folder, tmp_path / name / "student")
+    (tmp_path / "checkpoint_last").symlink_to("checkpoint2")
+    assert student_folder(tmp_path) == tmp_path / "checkpoint_last" / "student"
+    (tmp_path / "checkpoint_best").symlink_to("checkpoint1")
+    assert student_folder(tmp_path) == tmp_path / "checkpoint_best" / "student"
+    assert student_folder(tmp_path / "checkpoint2") == tmp_path / "checkpoint2" / "student"
+    assert student_folder(folder) == folder
+
+
+def test_folders_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no model"):
+        student_folder(tmp_path)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        student(tmp_path / "gone")
+    with pytest.raises(CheckpointError, match="--device nowhere: cannot be used"):
+        resolve_device("nowhere")
