@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cktk.config.options import unknown_name
 from cktk.data.encoder import EncoderSpec, Role, Rows, RustEncoder
 from cktk.errors import DataError
 from cktk.protocols import Template
@@ -19,9 +19,14 @@ ROLES: tuple[Role, ...] = ("source", "target")
 # Texts with which two ways to the same ids are compared: spaces, accents, scripts, symbols, lengths.
 _PROBES = ["a", "Hello world.", "  two  spaces ", "Ça et là, l'été", "汉字 と かな", "👍🏽 <s> x²", "word " * 600]
 
+_SHOWN_CODES = 60
+
 
 def open_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """Open a tokenizer folder or hub name; raises `DataError` if there is none, or it lacks a pad or end token."""
+    # A hub name is "owner/name" or "name": for anything else the hub need not be asked, which can take a minute.
+    if not Path(name).exists() and (str(name).count("/") > 1 or str(name)[0] in "./~"):
+        raise DataError(f"--tokenizer {name}: no such folder")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(name))
     except Exception as error:  # transformers raises many kinds: of files, of the network, of parsers
@@ -129,11 +134,12 @@ def _check_language(tokenizer: Any, lang: str) -> None:
     table = getattr(tokenizer, "lang_code_to_token", None) or getattr(tokenizer, "lang_code_to_id", None)
     codes = list(table) if table else _marks(tokenizer)
     if lang not in codes:
-        short = [code for code in codes if code.partition("_")[0] == lang]
-        hint = f"did you mean {short[0]}? known: {', '.join(codes)}" if short else unknown_name(lang, codes)
+        near = [code for code in codes if code.partition("_")[0] == lang] or difflib.get_close_matches(lang, codes, n=1)
         raise DataError(
-            f"--source-lang/--target-lang: {type(tokenizer).__name__} has no language {lang!r}; {hint} "
-            f"(files and columns may still be named without the part after the underscore)"
+            f"--source-lang/--target-lang: {type(tokenizer).__name__} has no language {lang!r}; "
+            + (f"did you mean {near[0]}? " if near else "")
+            + f"known: {', '.join(codes[:_SHOWN_CODES])}{', ...' if len(codes) > _SHOWN_CODES else ''} "
+            "(files and columns may still be named without the part after the underscore)"
         )
 
 
