@@ -27,7 +27,7 @@ from cktk.engine.checkpoint import Checkpoint, CheckpointStore, read_checkpoint
 from cktk.engine.configs import CheckpointConfig, ModelsConfig, RunConfig, UpdateConfig, ValidationConfig
 from cktk.engine.dry_run import dry_run
 from cktk.engine.ema import WeightAverage
-from cktk.engine.run_directory import prepare
+from cktk.engine.run_directory import check, prepare
 from cktk.engine.step import Autocast, FrozenTeacher, Step
 from cktk.engine.trainer import Parts, Trainer
 from cktk.engine.update import Updater
@@ -59,18 +59,23 @@ def train(settings: Settings) -> None:
     world = distributed.start(config.device)
     setup_logging(world.rank)
     try:
-        run = Path(config.save_dir)
-        if not config.dry_run:
-            _claim(run, settings, world)
-        checkpoint = None if config.dry_run else _checkpoint(run, settings.section(CheckpointConfig))
-        trainer, models = build(settings, world, checkpoint)
         if config.dry_run:
+            trainer, models = build(settings, world, None)
             dry_run(trainer.parts, layer_table(models.pairs))
-        elif checkpoint and trainer.finished():
+            return
+        run, text, free = Path(config.save_dir), settings.to_yaml(), settings.free_on_resume()
+        check(run, text, free)
+        checkpoint = _checkpoint(run, settings.section(CheckpointConfig))
+        trainer, _ = build(settings, world, checkpoint)
+        if checkpoint and trainer.finished():
             logger.info("nothing to do: %s is already at the end that the limits set", checkpoint.folder)
-            trainer.close()
-        else:
-            trainer.run()
+            return
+        # Only now, when everything could be built, does the run directory get its first file.
+        world.barrier()
+        if world.is_main:
+            prepare(run, text)
+            trainer.watch(_log(config, checkpoint), ProgressBar(trainer.fraction_done()))
+        trainer.run()
     finally:
         distributed.stop()
 
@@ -98,7 +103,8 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
         validator = Validator(
             step, teacher, partial(_one_pass, passes), world, _scorer(validation, task, models, world)
         )
-        passes()  # a missing or empty split is told now and not at the end of the first epoch
+        # What is wrong with the split or the metric is told now and not at the end of the first epoch.
+        validator.check(validation.best_checkpoint_metric)
     parts = Parts(
         updater=updater,
         data=source,
@@ -108,24 +114,12 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
         save_student=partial(write_model, models.student, models.tokenizer),
         average=WeightAverage(step.student, updates.ema_decay) if updates.store_ema else None,
         world=world,
-        log=_log(run, checkpoint) if world.is_main and not run.dry_run else None,
-        bar=None,
     )
     trainer = Trainer(parts, updates, settings.section(CheckpointConfig), validation)
     if checkpoint:
         trainer.restore(checkpoint)
         logger.info("continuing from %s (update %d)", checkpoint.folder, trainer.update)
-    if world.is_main and not run.dry_run:
-        parts.bar = ProgressBar(trainer.fraction_done())
     return trainer, models
-
-
-def _claim(run: Path, settings: Settings, world: World) -> None:
-    """Make the run directory ready: rank 0 writes, the others only look."""
-    text, free = settings.to_yaml(), settings.free_on_resume()
-    if world.is_main:
-        prepare(run, text, free)
-    world.barrier()
 
 
 def _checkpoint(run: Path, config: CheckpointConfig) -> Checkpoint | None:
@@ -295,7 +289,10 @@ def _log(config: RunConfig, checkpoint: Checkpoint | None) -> MetricLog:
     if config.tensorboard:
         purge = None if state["update"] is None else state["update"] + 1
         others.append(TensorBoardWriter(run / "tensorboard", purge_step=purge))
-    return MetricLog(log, others, config.log_interval)
+    metrics = MetricLog(log, others, config.log_interval)
+    if state["log"]:
+        metrics.load_state_dict(state["log"])
+    return metrics
 
 
 def _report(models: Models, task: Any, data: DataFolder) -> None:

@@ -24,12 +24,10 @@ def average_students(folders: Sequence[Path], output: Path) -> None:
     model: Any = None
     for folder in folders:
         model = load_model(folder)
-        weights = dict(model.named_parameters())
+        weights = {name: parameter.detach().double() for name, parameter in model.named_parameters()}
         if sums and {n: s.shape for n, s in sums.items()} != {n: w.shape for n, w in weights.items()}:
             raise CheckpointError(f"{folder}: its student has another shape than the one in {folders[0]}")
-        for name, weight in weights.items():
-            sums[name] = sums[name] + weight.detach().double() if sums else weight.detach().double()
-        sums = {name: sums[name] for name in weights}
+        sums = {name: weight + sums[name] for name, weight in weights.items()} if sums else weights
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(sums[name] / len(folders))

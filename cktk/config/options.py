@@ -87,6 +87,9 @@ class Option:
             raise ValueError("needs a value, not null")
         if self.is_list:
             items = raw if isinstance(raw, list) else _split(raw)
+            wanted = get_args(self.kind)
+            if Ellipsis not in wanted and len(items) != len(wanted):
+                raise ValueError(f"takes {len(wanted)} values, not {len(items)}")
             return tuple(self._scalar(get_args(self.kind)[0], item) for item in items)
         if isinstance(raw, list):
             raise ValueError("takes one value, not a list")

@@ -1,7 +1,8 @@
 """Training checkpoints: folders that appear whole or not at all, and no pickle anywhere.
 
 ``checkpoint<epoch>/`` (at an epoch's end) and ``checkpoint_<epoch>_<update>/`` (within one) hold ``student/`` (Hugging
-Face format: what users take away), ``trainer.safetensors`` (optimizer moments, projectors, raw weights beside an average) and ``trainer.json`` (everything else, with checksums).
+Face format: what users take away), ``trainer.safetensors`` (optimizer moments, projectors, raw weights beside an
+average) and ``trainer.json`` (everything else, with checksums).
 ``checkpoint_last`` and ``checkpoint_best`` are links to such folders, replaced atomically.
 """
 

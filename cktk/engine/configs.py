@@ -37,6 +37,7 @@ class UpdateConfig:
         (1,),
         help="micro-batches per rank and update; a list gives one number per epoch, the last one staying",
         minimum=1,
+        resume="free",
     )
     clip_norm: float = option(1.0, help="clip the global gradient norm to this; 0 does not clip", minimum=0)
     max_epoch: int = option(0, help="stop after this epoch; 0: no limit", minimum=0, resume="free")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,8 @@ from cktk.utils.files import atomic_file, write_json
 CONFIG = "config.yaml"
 
 
-def prepare(run: Path, config: str, free: set[str]) -> None:
-    """Make ``run`` ready for a new or continued run with the resolved YAML ``config``.
-
-    Options named in ``free`` may differ from an earlier start in the same folder; any other difference, and a folder
-    that holds something else, raises `ConfigError`.
-    """
-    check(run, yaml.safe_load(config), free)
+def prepare(run: Path, config: str) -> None:
+    """Make ``run`` the directory of a run with the resolved YAML ``config``."""
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -33,13 +27,17 @@ def prepare(run: Path, config: str, free: set[str]) -> None:
     write_json(run / "run.json", {"cktk": cktk.__version__, "git_revision": git_revision(), "command": sys.argv})
 
 
-def check(run: Path, values: Mapping[str, Any], free: set[str]) -> None:
-    """Raise `ConfigError` unless ``run`` is new, empty, or was started with the same values."""
+def check(run: Path, config: str, free: set[str]) -> None:
+    """Raise `ConfigError` unless ``run`` is new, empty, or was started with the same resolved YAML ``config``.
+
+    Options named in ``free`` may differ.
+    """
     if not run.exists() or (run.is_dir() and not any(run.iterdir())):
         return
     if not (run / CONFIG).is_file():
         raise ConfigError(f"--save-dir {run}: holds other files and no {CONFIG}; give a new or empty folder")
-    before = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    before: dict[str, Any] = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    values: dict[str, Any] = yaml.safe_load(config)
     for name in sorted(set(before) | set(values)):
         if name not in free and before.get(name) != values.get(name):
             flag = name.replace("_", "-")

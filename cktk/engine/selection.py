@@ -6,8 +6,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cktk.errors import ConfigError
-
 
 class BestTracker:
     """Follows one figure of the validations; ``patience`` 0 never stops."""
@@ -19,10 +17,6 @@ class BestTracker:
 
     def improved(self, values: Mapping[str, float]) -> bool:
         """Take one validation in; whether it is the best so far. NaN never is."""
-        if self.metric not in values:
-            raise ConfigError(
-                f"--best-checkpoint-metric {self.metric}: the validation gives {', '.join(sorted(values))}"
-            )
         value = values[self.metric]
         better = self.best is None or (value > self.best if self._maximize else value < self.best)
         if better and not math.isnan(value):

@@ -92,10 +92,10 @@ class Step(nn.Module):
     """Student and criterion.
 
     ``forward`` has three phases. ``"statistics"`` runs the student's trunk and returns the criterion's additive
-    statistics. ``"loss"`` runs everything; given ``coefficients`` it uses them (a replay), otherwise it first adds its own
-    statistics to ``prior``, reduces over all ranks and derives them: the last micro-batch of an update needs no replay,
-    and an update of one micro-batch needs one pass only. ``"evaluate"`` returns the additive terms and the statistics,
-    for validation.
+    statistics. ``"loss"`` runs everything; given ``coefficients`` it uses them (a replay), otherwise it first adds its
+    own statistics to ``prior``, reduces over all ranks and derives them: the last micro-batch of an update needs no
+    replay, and an update of one micro-batch needs one pass only. ``"evaluate"`` returns the additive terms and the
+    statistics, for validation.
     """
 
     def __init__(

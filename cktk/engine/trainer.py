@@ -48,7 +48,7 @@ class TrainingData(Protocol):
 
 @dataclass
 class Parts:
-    """What a trainer is put together from. ``log`` and ``bar`` exist on rank 0 only."""
+    """What a trainer is put together from."""
 
     updater: Updater
     data: TrainingData
@@ -58,8 +58,6 @@ class Parts:
     save_student: Callable[[Path], None]
     average: WeightAverage | None
     world: World
-    log: MetricLog | None
-    bar: ProgressBar | None
 
 
 class Trainer:
@@ -74,10 +72,16 @@ class Trainer:
             validation.best_checkpoint_metric, validation.maximize_best_checkpoint_metric, validation.patience
         )
         self.update = 0
+        self._log: MetricLog | None = None
+        self._bar: ProgressBar | None = None
         self._unsaved = False
         self._validated_at = -1
         self._started = time.monotonic()
         self._signalled = False
+
+    def watch(self, log: MetricLog, bar: ProgressBar) -> None:
+        """Let ``log`` and ``bar`` (rank 0's) see the run; it ends them."""
+        self._log, self._bar = log, bar
 
     def run(self) -> None:
         """The whole training."""
@@ -92,13 +96,9 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            self.close()
-
-    def close(self) -> None:
-        """End the bar and flush the logs."""
-        for watcher in (self.parts.bar, self.parts.log):
-            if watcher:
-                watcher.close()
+            for watcher in (self._bar, self._log):
+                if watcher:
+                    watcher.close()
 
     def finished(self) -> bool:
         """Whether a limit that all ranks see alike is reached."""
@@ -153,12 +153,12 @@ class Trainer:
         self._signalled = True
 
     def _watch(self, epoch: int, lr: float, result: UpdateResult) -> None:
-        averages = self.parts.log.on_update(epoch, self.update, lr, result) if self.parts.log else None
-        if self.parts.bar:
+        averages = self._log.on_update(epoch, self.update, lr, result) if self._log else None
+        if self._bar:
             fraction = self.fraction_done()
-            self.parts.bar.on_update(epoch, self.update, fraction, {**result.values, "lr": lr})
+            self._bar.on_update(epoch, self.update, fraction, {**result.values, "lr": lr})
             if averages:
-                self.parts.bar.say(f"epoch {epoch} | update {self.update} | {describe(averages)}", fraction)
+                self._bar.say(f"epoch {epoch} | update {self.update} | {describe(averages)}", fraction)
 
     def _between_updates(self, epoch: int) -> None:
         save = _due(self.update, self._checkpoints.save_interval_updates)
@@ -186,12 +186,12 @@ class Trainer:
         with self._averaged_weights():
             values = self.parts.validator.run()
         improved = self._best.improved(values)
-        if self.parts.log:
-            self.parts.log.on_validation(epoch, self.update, values)
-        if self.parts.bar:
+        if self._log:
+            self._log.on_validation(epoch, self.update, values)
+        if self._bar:
             best = " | best so far" if improved else ""
             words = f"epoch {epoch} | update {self.update} | valid | {describe(values)}{best}"
-            self.parts.bar.say(words, self.fraction_done())
+            self._bar.say(words, self.fraction_done())
         return improved
 
     def _averaged_weights(self) -> AbstractContextManager[Mapping[str, Tensor]]:
@@ -225,7 +225,7 @@ class Trainer:
             "validated_at": self._validated_at,
             "data": self.parts.data.state_dict(),
             "best": self._best.state_dict(),
-            "log": self.parts.log.state_dict() if self.parts.log else None,
+            "log": self._log.state_dict() if self._log else None,
             "optimizer": plain,
             "scaler": updater.scaler.state_dict(),
         }
@@ -248,8 +248,6 @@ class Trainer:
             self.parts.data.load_state_dict(state["data"])
         self.update, self._validated_at = state["update"], state["validated_at"]
         self._best.load_state_dict(state["best"])
-        if self.parts.log and state["log"]:
-            self.parts.log.load_state_dict(state["log"])
 
 
 def _due(number: int, interval: int) -> bool:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import nn
 
+from cktk.config.options import unknown_name
 from cktk.distributed.world import World
 from cktk.engine.step import FrozenTeacher, Step
 from cktk.engine.totals import Totals, global_counts
-from cktk.errors import DataError
+from cktk.errors import ConfigError, DataError
 from cktk.protocols import Batch
 
 #: Further figures of a validation, e.g. BLEU; called on all ranks with the student in eval mode.
@@ -37,18 +39,26 @@ class Validator:
         self._step, self._teacher, self._batches = step, teacher, batches
         self._world, self._scorer = world, scorer
 
+    def check(self, metric: str) -> None:
+        """Raise `ConfigError` unless a validation will give ``metric``; looks at one micro-batch."""
+        with evaluation_mode(self._step), torch.no_grad():
+            known = {*self._losses(islice(self._batches(), 1)), *(("bleu", "chrf") if self._scorer else ())}
+        if metric not in known:
+            names = sorted(name for name in known if "/" not in name)
+            raise ConfigError(f"--best-checkpoint-metric: {unknown_name(metric, names)}")
+
     def run(self) -> dict[str, float]:
         """All figures of one validation; the student's mode is what it was before."""
         with evaluation_mode(self._step), torch.no_grad():
-            values = self._losses()
+            values = self._losses(self._batches())
             if self._scorer:
                 values.update(self._scorer())
         return values
 
-    def _losses(self) -> dict[str, float]:
+    def _losses(self, batches: Iterable[Batch]) -> dict[str, float]:
         criterion = self._step.train_criterion
         totals, statistics, seen = Totals(), None, []
-        for batch in self._batches():
+        for batch in batches:
             batch = batch.to(self._world.device)
             teacher = self._teacher.states(batch) if self._teacher else None
             output = self._step("evaluate", batch, teacher)

@@ -19,16 +19,17 @@ class Writer(Protocol):
 class JsonlWriter:
     """One JSON object a line: ``{"group": "train", "update": 100, "loss": ...}``.
 
-    The file is cut back to ``keep_bytes`` at opening, so that a resumed run repeats no line. Times and speeds belong in
+    The file is cut back to ``keep_bytes`` at opening (None: goes on at its end), so that a resumed run repeats no line. Times and speeds belong in
     a file of their own (group "speed"): this one is the same for an interrupted and an uninterrupted run.
     """
 
-    def __init__(self, path: Path, keep_bytes: int = 0) -> None:
+    def __init__(self, path: Path, keep_bytes: int | None = None) -> None:
         path.touch()
         self._file = open(path, "r+b")
-        self._file.seek(0, 2)
-        self._file.truncate(min(keep_bytes, self._file.tell()))
-        self._file.seek(0, 2)
+        size = self._file.seek(0, 2)
+        if keep_bytes is not None and keep_bytes < size:
+            self._file.truncate(keep_bytes)
+            self._file.seek(keep_bytes)
 
     def write(self, group: str, update: int, values: Mapping[str, float]) -> None:
         record = {"group": group, "update": update, **values}

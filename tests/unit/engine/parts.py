@@ -1,0 +1,74 @@
+"""A teacher, a student and batches that are small enough for float64 references."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import BartConfig, BartForConditionalGeneration
+
+from cktk.architectures.adapter import Seq2SeqAdapter
+from cktk.architectures.layer_map import SIDES, layer_pairs
+from cktk.distributed.world import World
+from cktk.engine.step import Autocast, FrozenTeacher, Step
+from cktk.engine.update import Updater
+from cktk.protocols import IGNORED, Batch
+from cktk.registry import CRITERIA
+
+CPU = World(0, 1, torch.device("cpu"))
+FULL_PRECISION = Autocast("cpu", None)
+
+
+def bart(seed: int, width: int, layers: int, dropout: float = 0.0) -> Any:
+    torch.manual_seed(seed)
+    config = BartConfig(
+        vocab_size=31,
+        max_position_embeddings=16,
+        d_model=width,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        encoder_ffn_dim=2 * width,
+        decoder_ffn_dim=2 * width,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        dropout=dropout,
+        init_std=0.3,
+    )
+    return BartForConditionalGeneration(config).double()
+
+
+def batch(lengths: list[tuple[int, int]], first: int = 0, pad_to: int = 0) -> Batch:
+    """One sentence per (source, target) length; sentence i is the same whatever batch it stands in."""
+    rows = []
+    for offset, (source, target) in enumerate(lengths):
+        generator = torch.Generator().manual_seed(first + offset)
+        rows.append([torch.randint(3, 31, (n,), generator=generator) for n in (source, target)])
+    sides = []
+    for side, fill in ((0, 1), (1, IGNORED)):
+        width = max([pad_to, *(len(row[side]) for row in rows)])
+        table = torch.full((len(rows), width), fill)
+        for number, row in enumerate(rows):
+            table[number, : len(row[side])] = row[side]
+        sides.append(table)
+    inputs, labels = sides
+    start = torch.full((len(rows), 1), 2)
+    decoder = torch.cat([start, labels.masked_fill(labels == IGNORED, 1)[:, :-1]], 1)
+    tensors = {"input_ids": inputs, "attention_mask": (inputs != 1).long(), "decoder_input_ids": decoder}
+    return Batch(tensors, labels, list(range(first, first + len(rows))))
+
+
+def updater(criterion: str = "cka_kd", *, dropout: float = 0.0, **options: Any) -> Updater:
+    """SGD with learning rate 1 and no clipping, so that an update is minus the gradient."""
+    teacher, student = bart(1, 16, 3), bart(2, 8, 2, dropout)
+    pairs = layer_pairs(student.config, teacher.config)
+    config = CRITERIA.config(criterion)(**options)
+    loss = CRITERIA.target(criterion)(config, pairs, dict.fromkeys(SIDES, (8, 16))).double()
+    frozen = FrozenTeacher(teacher, Seq2SeqAdapter(teacher), loss.needs(), FULL_PRECISION)
+    step = Step(student, Seq2SeqAdapter(student), loss, frozen, FULL_PRECISION, CPU.all_reduce)
+    optimizer = torch.optim.SGD(step.parameters(), lr=1.0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return Updater(step, step, frozen, optimizer, scaler, CPU, clip_norm=0.0, seed=5)
+
+
+def weights(updater: Updater) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in updater.step.named_parameters()}
