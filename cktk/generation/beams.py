@@ -3,6 +3,7 @@
 The rules are those of `transformers.generation` 5.23 (`_beam_search` with ``early_stopping=False``), read sentence by
 sentence: of the ``2 W`` best continuations the first W may end; the best W that do not end go on; a sentence is done
 when its best running hypothesis, scored at its present length, is no better than the worst of W ended ones.
+For W = 1 this is greedy search: the first end outscores whatever else could follow, so the sentence is done.
 
 Shapes: B sentences, W beams, K = 2 W continuations, t tokens so far including the decoder start.
 """
@@ -73,9 +74,6 @@ class Beams:
         self.tokens = self._extended(parents, tokens.gather(1, order))
         improvable = running[:, :1] / penalty > self.ended_scores.min(dim=1, keepdim=True).values
         self.done |= (~improvable | at_end).flatten()
-        if width == 1:
-            # Greedy search takes the first end that it meets, even if a length penalty could make more tokens pay.
-            self.done |= self.ended_scores[:, 0] > NEVER
         return parents
 
     def keep(self, sentences: Tensor) -> None:
