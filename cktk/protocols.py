@@ -72,8 +72,8 @@ class Batch:
     """One micro-batch.
 
     ``inputs`` are the keyword arguments of the model's forward (``input_ids`` and ``attention_mask`` of shape (B, S),
-    ``decoder_input_ids`` (B, T)); ``labels`` (B, T) holds `IGNORED` where nothing is scored; ``ids`` are the positions of
-    the sentences in their split. A dummy batch keeps ranks in step and counts for nothing.
+    ``decoder_input_ids`` (B, T)); ``labels`` (B, T) holds `IGNORED` where nothing is scored; ``ids`` are the positions
+    of the sentences in their split. A dummy batch keeps ranks in step and counts for nothing.
     """
 
     inputs: dict[str, Tensor]
@@ -126,11 +126,11 @@ class HeadParams:
 
 @dataclass
 class Term:
-    """One addend of the loss: the undivided sum over its ``unit``; the engine multiplies it by ``weight`` / (global count).
+    """One addend of the loss: the undivided sum over ``unit``; the engine multiplies it by ``weight`` / (global count).
 
-    ``parts`` are the detached sums to log under their own names (default: the total under ``name``). Where ``total`` is a
-    surrogate that has the loss's gradient but not its value, ``value`` is the loss. Values and parts of unit ``"update"``
-    are those of the whole update already, the same in each of its micro-batches.
+    ``parts`` are the detached sums to log under their own names (default: the total under ``name``). Where ``total`` is
+    a surrogate that has the loss's gradient but not its value, ``value`` is the loss. Values and parts of unit
+    ``"update"`` are those of the whole update already, the same in each of its micro-batches.
     """
 
     name: str

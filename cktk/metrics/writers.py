@@ -19,8 +19,9 @@ class Writer(Protocol):
 class JsonlWriter:
     """One JSON object a line: ``{"group": "train", "update": 100, "loss": ...}``.
 
-    The file is cut back to ``keep_bytes`` at opening (None: goes on at its end), so that a resumed run repeats no line. Times and speeds belong in
-    a file of their own (group "speed"): this one is the same for an interrupted and an uninterrupted run.
+    The file is cut back to ``keep_bytes`` at opening (None: goes on at its end), so that a resumed run repeats no line.
+    Times and speeds belong in a file of their own (group "speed"): this one is the same for an interrupted and an
+    uninterrupted run.
     """
 
     def __init__(self, path: Path, keep_bytes: int | None = None) -> None:

@@ -12,7 +12,9 @@ class AdamConfig:
     """Adam"""
 
     lr: float = option(1e-4, above=0.0, help="highest learning rate")
-    adam_betas: tuple[float, float] = option((0.9, 0.999), minimum=0.0, maximum=0.999999, help="decay of the two running means")
+    adam_betas: tuple[float, float] = option(
+        (0.9, 0.999), minimum=0.0, maximum=0.999999, help="decay of the two running means"
+    )
     adam_eps: float = option(1e-8, above=0.0, help="added to the root of the second mean")
     weight_decay: float = option(
         0.0, minimum=0.0, help="weight decay of matrices and embeddings; biases and norms have none"

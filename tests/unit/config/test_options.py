@@ -23,6 +23,7 @@ class Sample:
     fast: bool = opt(False, help="fast")
     limit: int | None = opt(None, help="limit", minimum=0)
     betas: tuple[float, ...] = opt((0.9, 0.98), help="betas", minimum=0, maximum=1)
+    pair: tuple[int, int] = opt((1, 2), help="pair")
     mode: Literal["low", "high"] = opt("low", help="mode")
     kind: str = opt("plain", help="kind", choices=("plain", "fancy"))
     workers: int = opt(0, help="workers", resume="free")
@@ -50,6 +51,7 @@ TABLE: dict[str, Option] = {option.name: option for option in options_of(Sample)
         ("betas", "(0.9, 0.999)", (0.9, 0.999)),
         ("betas", ["0.9", "0.999"], (0.9, 0.999)),
         ("betas", "0.9 0.999", (0.9, 0.999)),
+        ("pair", "3,4", (3, 4)),
         ("mode", "high", "high"),
         ("kind", "fancy", "fancy"),
     ],
@@ -75,6 +77,8 @@ def test_text_becomes_a_typed_value(name: str, raw: str | list[str] | None, valu
         ("fast", "maybe", "neither true nor false"),
         ("limit", "-1", "must be at least 0"),
         ("betas", "0.9,2", "2 is out of range"),
+        ("pair", "3", "takes 2 values, not 1"),
+        ("pair", ["3", "4", "5"], "takes 2 values, not 3"),
         ("mode", "hihg", "did you mean high"),
         ("kind", "fanci", "did you mean fancy"),
     ],
