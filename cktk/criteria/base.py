@@ -27,16 +27,11 @@ class HiddenLoss(nn.Module, ABC):
         """The undivided terms of one micro-batch, each of weight 1."""
 
 
-class Statistics(ABC):
-    """What a loss over more rows than one micro-batch has to know about them. Detached; opaque to the engine."""
-
-    @abstractmethod
-    def emptied(self) -> Statistics:
-        """Statistics of no rows, of the same shapes: what a dummy batch counts for."""
-
-
 class StatisticsLoss(HiddenLoss):
-    """A hidden-state loss whose gradient needs sums over more than a micro-batch: statistics first, then the terms."""
+    """A hidden-state loss whose gradient needs sums over more than a micro-batch: statistics first, then the terms.
+
+    Statistics and coefficients are detached and each loss's own affair; the engine only hands them on.
+    """
 
     #: Whether `terms` needs the `coefficients` of the whole update, so that an update takes two passes.
     two_passes = True
@@ -46,11 +41,11 @@ class StatisticsLoss(HiddenLoss):
         """The undivided terms of one micro-batch, given the `coefficients` of the rows that it belongs to."""
 
     @abstractmethod
-    def statistics(self, student: ModelOutput, teacher: ModelOutput) -> Statistics:
+    def statistics(self, student: ModelOutput, teacher: ModelOutput) -> Any:
         """Statistics of one micro-batch."""
 
     @abstractmethod
-    def merge(self, first: Any, second: Any) -> Statistics:
+    def merge(self, first: Any, second: Any) -> Any:
         """Statistics of the rows of both, whatever the split."""
 
     @abstractmethod
@@ -60,10 +55,6 @@ class StatisticsLoss(HiddenLoss):
     @abstractmethod
     def pooled_term(self, coefficients: Any) -> Term:
         """The loss over all those rows as a term of weight 1 and unit "update", without gradient."""
-
-    @abstractmethod
-    def report(self, coefficients: Any) -> dict[str, float]:
-        """Values of the loss over all those rows, for the log."""
 
 
 def working_dtype(*tensors: Tensor) -> torch.dtype:

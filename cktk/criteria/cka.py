@@ -9,13 +9,13 @@ that only sums A, M and Q is enough for a second one to give each micro-batch it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cktk.criteria.base import AllReduce, Statistics, StatisticsLoss, working_dtype
+from cktk.criteria.base import AllReduce, StatisticsLoss, working_dtype
 from cktk.protocols import LayerPair, ModelOutput, Side, Term
 
 #: Variance below this many roundings of the mean is rounding itself: the features are constant.
@@ -55,17 +55,6 @@ class SideMoments:
 
 
 @dataclass
-class CkaStatistics(Statistics):
-    """`SideMoments` by side."""
-
-    sides: dict[Side, SideMoments]
-
-    def emptied(self) -> CkaStatistics:
-        """Moments of no rows."""
-        return CkaStatistics({side: _zeros_like(moments) for side, moments in self.sides.items()})
-
-
-@dataclass
 class SideCoefficients:
     """What a side's rows need for their gradient: g = (s - mean_s) student_matrix - (t - mean_t) teacher_matrix."""
 
@@ -76,6 +65,7 @@ class SideCoefficients:
     similarity: Tensor  # k (P,), float64
 
 
+CkaStatistics = dict[Side, SideMoments]
 CkaCoefficients = dict[Side, SideCoefficients]
 
 
@@ -83,8 +73,8 @@ class Cka(StatisticsLoss):
     """1 - k, summed over layer pairs.
 
     ``scope`` "update": k of all rows of the update on all ranks; `terms` then needs `coefficients` of the merged
-    statistics. "micro": k of each micro-batch by itself. Where a side has no variance in either model (or one row, or
-    none) the loss is 1 and the gradient 0. NaN and infinity pass through to the result.
+    statistics. "micro": k of each micro-batch by itself; one without any rows gives 0. Where a pair has no variance in
+    either model (or one row, or none) its loss is 1 and its gradient 0. NaN and infinity pass through to the result.
 
     Moments are float32 (float64 for float64 states) under autocast too, norms and k float64.
     """
@@ -98,36 +88,27 @@ class Cka(StatisticsLoss):
     @torch.no_grad()
     def statistics(self, student: ModelOutput, teacher: ModelOutput) -> CkaStatistics:
         """Moments of one micro-batch about its own means."""
-        return CkaStatistics({layout.side: _moments(layout, student, teacher) for layout in self.layouts})
+        return {layout.side: _moments(layout, student, teacher) for layout in self.layouts}
 
     @torch.no_grad()
     def merge(self, first: CkaStatistics, second: CkaStatistics) -> CkaStatistics:
         """Moments of the rows of both about their common means (Chan, Golub and LeVeque's pairwise update)."""
-        sides = {side: _merged(self._places(side), first.sides[side], second.sides[side]) for side in first.sides}
-        return CkaStatistics(sides)
+        return {side: _merged(self._places(side), first[side], second[side]) for side in first}
 
     @torch.no_grad()
     def coefficients(self, statistics: CkaStatistics, all_reduce: AllReduce) -> CkaCoefficients:
         """Pools ``statistics`` over ranks (the means first, then the moments about the common means) and solves."""
         pooled = {}
-        for side, moments in statistics.sides.items():
+        for side, moments in statistics.items():
             pooled[side] = _solved(self._places(side), _pooled(self._places(side), moments, all_reduce))
         return pooled
-
-    def report(self, coefficients: CkaCoefficients) -> dict[str, float]:
-        """``cka``: the mean of 1 - k over all pairs; ``cka/<pair>``: each."""
-        return {name: value.item() for name, value in self._values(coefficients).items()}
 
     def terms(
         self, student: ModelOutput, teacher: ModelOutput, coefficients: CkaCoefficients | None = None
     ) -> list[Term]:
-        """One term. In scope "update" only its gradient has a meaning; its value sums to 0 over the update."""
+        """One term. In scope "update" its total has the gradient only, and sums to 0 over the update."""
         if not self.two_passes:
-            own = self.coefficients(self.statistics(student, teacher), lambda tensor: tensor)
-            values = self._values(own)
-            surrogate = self._surrogate(student, teacher, own)
-            total = values["cka"].to(surrogate) * len(self.pairs) + (surrogate - surrogate.detach())
-            return [Term("cka", total, "microbatch", parts=values)]
+            return [self._own_term(student, teacher)]
         if coefficients is None:
             if torch.is_grad_enabled():
                 raise ValueError("CKA of scope update needs the coefficients of the update's statistics")
@@ -139,6 +120,15 @@ class Cka(StatisticsLoss):
         values = self._values(coefficients)
         value = values["cka"] * len(self.pairs)
         return Term("cka", value, "update", parts=values, value=value)
+
+    def _own_term(self, student: ModelOutput, teacher: ModelOutput) -> Term:
+        coefficients = self.coefficients(self.statistics(student, teacher), lambda tensor: tensor)
+        values = self._values(coefficients)
+        if not any(len(state) for state in student.hidden.values()):  # a dummy, which counts for nothing
+            values = {name: torch.zeros_like(value) for name, value in values.items()}
+        surrogate = self._surrogate(student, teacher, coefficients)
+        total = values["cka"].to(surrogate) * len(self.pairs) + (surrogate - surrogate.detach())
+        return Term("cka", total, "microbatch", parts=values)
 
     def _places(self, side: Side) -> list[tuple[int, int]]:
         return next(layout.places() for layout in self.layouts if layout.side == side)
@@ -279,7 +269,3 @@ def _row_gradients(
             gradients[i].addmm_(s[i], coefficients.student_matrix[pair])
             gradients[i].addmm_(t[j], coefficients.teacher_matrix[pair], alpha=-1)
     return gradients
-
-
-def _zeros_like(moments: SideMoments) -> SideMoments:
-    return SideMoments(**{field.name: torch.zeros_like(getattr(moments, field.name)) for field in fields(moments)})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cktk.criteria.base import AllReduce, HiddenLoss, Statistics, StatisticsLoss
+from cktk.criteria.base import AllReduce, HiddenLoss, StatisticsLoss
 from cktk.criteria.cka import Cka
 from cktk.criteria.configs import (
     CkaKdConfig,
@@ -46,25 +46,21 @@ class Criterion(nn.Module):
         """Whether an update takes a first pass over all its micro-batches: `statistics`, `merge`, `coefficients`."""
         return isinstance(self.hidden, StatisticsLoss) and self.hidden.two_passes
 
-    def statistics(self, student: ModelOutput, teacher: ModelOutput) -> Statistics:
-        """Statistics of a micro-batch; a dummy batch's are ``.emptied()`` by the caller."""
+    def statistics(self, student: ModelOutput, teacher: ModelOutput) -> Any:
+        """Detached statistics of a micro-batch."""
         return self._pooling().statistics(student, teacher)
 
-    def merge(self, first: Statistics, second: Statistics) -> Statistics:
+    def merge(self, first: Any, second: Any) -> Any:
         """Statistics of the rows of both, exact whatever the split."""
         return self._pooling().merge(first, second)
 
-    def coefficients(self, statistics: Statistics, all_reduce: AllReduce) -> Any:
+    def coefficients(self, statistics: Any, all_reduce: AllReduce) -> Any:
         """What `forward` takes as ``coefficients``; a collective operation, the same calls on all ranks."""
         return self._pooling().coefficients(statistics, all_reduce)
 
     def pooled_term(self, coefficients: Any) -> Term:
         """The hidden-state loss of all pooled rows, weighted, without gradient: what a validation adds at its end."""
         return replace(self._pooling().pooled_term(coefficients), weight=self.hidden_weight)
-
-    def report(self, coefficients: Any) -> dict[str, float]:
-        """Values of the pooled loss, for the log."""
-        return self._pooling().report(coefficients)
 
     def forward(
         self,

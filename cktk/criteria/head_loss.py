@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cktk.criteria.base import working_dtype
-from cktk.errors import ConfigError
+from cktk.errors import ConfigError, DataError
 from cktk.protocols import HeadParams
 
 #: The teacher's packed head input (N, p) and its head.
@@ -49,8 +49,10 @@ def head_loss(
 
     Parts: ``ce``; ``nll``, the cross entropy without smoothing, where there is smoothing; ``kl`` (times temperature^2)
     where there is a teacher, to which no gradient flows. Matrix products follow autocast; sums and probabilities are
-    float32, float64 for float64 states. Raises `ConfigError` where the two vocabularies differ in size.
+    float32, float64 for float64 states. Raises `ConfigError` where the two vocabularies differ in size, `DataError` for
+    a label that is outside of them.
     """
+    _check_labels(labels, len(head.weight))
     if teacher is not None and len(teacher[1].weight) != len(head.weight):
         raise ConfigError(
             f"the student's head has {len(head.weight)} rows and the teacher's {len(teacher[1].weight)}: a KL needs "
@@ -65,6 +67,17 @@ def head_loss(
     if teacher is not None:
         parts["kl"] = sums[2]
     return total, parts
+
+
+def _check_labels(labels: Tensor, size: int) -> None:
+    if len(labels) == 0:
+        return
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= size:
+        raise DataError(
+            f"the labels reach from {low} to {high}, but the head has {size} rows; "
+            "use the data and the model of one tokenizer"
+        )
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -1,7 +1,6 @@
 """Learning rates as pure functions of the update number: nothing to save, nothing to restore.
 
-Updates are counted from 1, as in the log, so no update is spent on the rate that the warm-up starts from. Values are
-those of fairseq's schedulers after that many updates.
+``update`` counts the updates already made, 0 before the first; fairseq and transformers give the same rates for it.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ class Schedule(ABC):
         self.total = total_updates
 
     def __call__(self, update: int) -> float:
-        """The learning rate of ``update``; 1 is the first."""
+        """The learning rate after ``update`` updates: 0 gives that of the first."""
         if update < self.warmup:
             return self.start + (self.lr - self.start) * update / self.warmup
         return self.after_warmup(update)
 
     @abstractmethod
     def after_warmup(self, update: int) -> float:
-        """The learning rate of ``update``, which is not below ``warmup_updates``."""
+        """The learning rate after ``update`` updates, no fewer than ``warmup_updates``."""
 
 
 class Constant(Schedule):
