@@ -2,7 +2,7 @@
 
 ``checkpoint<epoch>/`` (at an epoch's end) and ``checkpoint_<epoch>_<update>/`` (within one) hold ``student/`` (Hugging
 Face format: what users take away), ``trainer.safetensors`` (optimizer moments, projectors, raw weights beside an
-average) and ``trainer.json`` (everything else, with checksums).
+average), ``trainer.json`` (everything else) and ``checksums.json``.
 ``checkpoint_last`` and ``checkpoint_best`` are links to such folders, replaced atomically.
 """
 
@@ -27,6 +27,7 @@ from cktk.utils.files import atomic_folder, read_json, sha256_file, write_json
 from cktk.utils.log import logger
 
 SCHEMA = 1
+SUMS = "checksums.json"
 LAST, BEST = "checkpoint_last", "checkpoint_best"
 _EPOCH_END = re.compile(r"checkpoint(\d+)")
 _WITHIN_EPOCH = re.compile(r"checkpoint_(\d+)_(\d+)")
@@ -68,11 +69,9 @@ class CheckpointStore:
                 raise CheckpointError(
                     f"cannot write {folder}: {error}; the checkpoint before it is untouched"
                 ) from error
+            write_json(temporary / "trainer.json", {"schema": SCHEMA, "cktk": cktk.__version__, **state})
             files = sorted(path for path in temporary.rglob("*") if path.is_file())
-            sums = {str(path.relative_to(temporary)): sha256_file(path) for path in files}
-            write_json(
-                temporary / "trainer.json", {"schema": SCHEMA, "cktk": cktk.__version__, **state, "sha256": sums}
-            )
+            write_json(temporary / SUMS, {str(path.relative_to(temporary)): sha256_file(path) for path in files})
             if folder.exists():
                 shutil.rmtree(folder)
         return folder
@@ -144,15 +143,16 @@ def _newest(folders: list[Path], number: int) -> list[Path]:
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read and verify a checkpoint folder (or a link to one); raises `CheckpointError` naming what is damaged."""
     try:
-        state = read_json(folder / "trainer.json")
+        sums = read_json(folder / SUMS)
     except DataError as error:
         raise CheckpointError(f"{folder} is not a whole checkpoint ({error})") from error
-    if state.get("schema") != SCHEMA:
-        raise CheckpointError(f"{folder}: schema {state.get('schema')!r} is not the {SCHEMA} that this cktk reads")
-    for name, expected in state["sha256"].items():
+    for name, expected in sums.items():
         path = folder / name
         if not path.is_file() or sha256_file(path) != expected:
             raise CheckpointError(f"{path} is missing or damaged (its checksum differs)")
+    state = read_json(folder / "trainer.json")
+    if state["schema"] != SCHEMA:
+        raise CheckpointError(f"{folder}: schema {state['schema']!r} is not the {SCHEMA} that this cktk reads")
     return Checkpoint(folder, state, load_file(folder / "trainer.safetensors"))
 
 
