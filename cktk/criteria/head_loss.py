@@ -24,7 +24,7 @@ from cktk.protocols import HeadParams
 Teacher = tuple[Tensor, HeadParams]
 
 #: Columns of logits handled at one time. On a CPU small enough for its caches; elsewhere fewer launches count for more.
-_CPU_TILE, _DEVICE_TILE = 4096, 65536
+_CPU_TILE, _DEVICE_TILE = 8192, 65536
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Measurements, one script an area; peers are measured in the same run."""
