@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,11 @@ from cktk.engine.run_directory import check, prepare
 from cktk.engine.step import Autocast, FrozenTeacher, Step
 from cktk.engine.trainer import Parts, Trainer
 from cktk.engine.update import Updater
-from cktk.engine.validation import Scorer, Validator
+from cktk.engine.validation import Validator
 from cktk.errors import ConfigError
-from cktk.generation.configs import SearchConfig
 from cktk.metrics.writers import JsonlWriter, TensorBoardWriter, Writer
 from cktk.protocols import Batch, LayerPair, Side
 from cktk.registry import ARCHITECTURES, CRITERIA, LR_SCHEDULERS, OPTIMIZERS, TASKS
-from cktk.tasks.scoring import TranslationScorer
 from cktk.utils.log import logger, setup_logging
 from cktk.utils.rng import seed_everything_from
 
@@ -66,10 +64,12 @@ def train(settings: Settings) -> None:
         run, text, free = Path(config.save_dir), settings.to_yaml(), settings.free_on_resume()
         check(run, text, free)
         checkpoint = _checkpoint(run, settings.section(CheckpointConfig))
-        trainer, _ = build(settings, world, checkpoint)
+        trainer, models = build(settings, world, checkpoint)
         if checkpoint and trainer.finished():
             logger.info("nothing to do: %s is already at the end that the limits set", checkpoint.folder)
             return
+        if models.pairs:
+            logger.info("layer map (student state <- teacher state):\n%s", layer_table(models.pairs))
         # Only now, when everything could be built, does the run directory get its first file.
         world.barrier()
         if world.is_main:
@@ -88,6 +88,9 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
     seed_everything_from(run.seed)
     models = _models(settings, data, world, checkpoint)
     task = _task(settings, data, models)
+    if checkpoint is None:
+        inherited = models.teacher if models.teacher is not None else models.student
+        models.family.set_generation(models.student, inherited.generation_config, task.target_template)
     batching = settings.section(BatchingConfig)
     source = task.iterator("train", batching, True, run.seed, world.rank, world.size)
     _report(models, task, data)
@@ -100,9 +103,8 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
     validator = None
     if not validation.disable_validation:
         passes = partial(task.iterator, validation.valid_subset, batching, False, run.seed, world.rank, world.size)
-        validator = Validator(
-            step, teacher, partial(_one_pass, passes), world, _scorer(validation, task, models, world)
-        )
+        scorer = task.scorer(models.student, models.tokenizer, validation.valid_subset, world)
+        validator = Validator(step, teacher, partial(_one_pass, passes), world, scorer)
         # What is wrong with the split or the metric is told now and not at the end of the first epoch.
         validator.check(validation.best_checkpoint_metric)
     parts = Parts(
@@ -164,24 +166,14 @@ def _student(
             student.config.dropout = spec.dropout
             student = _rebuilt(family, student)
         return student
-    task_config = settings.component("task")[1]
-    base = (
-        teacher.config
-        if teacher is not None
-        else family.base_config(
-            vocab_size=data.vocab_size,
-            pad=data.pad,
-            bos=data.bos,
-            eos=data.eos,
-            max_positions=max(task_config.max_source_positions, task_config.max_target_positions),
-            spec=spec,
-        )
-    )
+    if teacher is not None:
+        base = teacher.config
+    else:
+        ids = {"pad": data.pad, "bos": data.bos, "eos": data.eos}
+        base = family.base_config(vocab_size=data.vocab_size, max_positions=config.max_positions, spec=spec, **ids)
     student = family.student(base, spec)
     earlier = load_model(config.init_checkpoint) if config.init_checkpoint else None
     initialise(student, spec.init, teacher=teacher, checkpoint=earlier)
-    target = data.template("target", task_config.target_lang or data.languages["target"])
-    family.set_generation(student, teacher.generation_config if teacher is not None else None, target)
     return student
 
 
@@ -210,14 +202,13 @@ def _rebuilt(family: Any, student: Any) -> Any:
 
 def _task(settings: Settings, data: DataFolder, models: Models) -> Any:
     name, config = settings.component("task")
-    most = min(m.config.max_position_embeddings for m in (models.student, models.teacher) if m is not None)
-    config = replace(
+    return TASKS.target(name)(
         config,
-        max_source_positions=min(config.max_source_positions, most),
-        max_target_positions=min(config.max_target_positions, most),
+        data,
+        pad=models.student.config.pad_token_id,
+        decoder_start=models.family.decoder_start(models.student.config),
+        max_positions=min(m.config.max_position_embeddings for m in (models.student, models.teacher) if m is not None),
     )
-    start = models.family.decoder_start(models.student.config)
-    return TASKS.target(name)(config, data, pad=models.student.config.pad_token_id, decoder_start=start)
 
 
 def _step(settings: Settings, models: Models, world: World) -> tuple[Step, FrozenTeacher | None]:
@@ -258,21 +249,6 @@ def _updater(settings: Settings, step: Step, teacher: FrozenTeacher | None, worl
     return Updater(world.wrap(step), step, teacher, optimizer, scaler, world, updates.clip_norm, run.seed)
 
 
-def _scorer(config: ValidationConfig, task: Any, models: Models, world: World) -> Scorer | None:
-    if not config.eval_bleu:
-        return None
-    search = SearchConfig(
-        beam=config.eval_beam,
-        lenpen=config.eval_lenpen,
-        max_len_a=config.eval_max_len_a,
-        max_len_b=config.eval_max_len_b,
-    )
-    split = task.data.split(config.valid_subset)
-    return TranslationScorer(
-        task, split, models.student, models.tokenizer, search, world, sentences=config.eval_bleu_sentences
-    )
-
-
 def _one_pass(make: Any) -> Iterator[Batch]:
     """This rank's micro-batches of one pass over a split."""
     batches: MicroBatches = make()
@@ -296,7 +272,7 @@ def _log(config: RunConfig, checkpoint: Checkpoint | None) -> MetricLog:
 
 
 def _report(models: Models, task: Any, data: DataFolder) -> None:
-    """Say what is about to be trained, on what, and which layers are matched."""
+    """Say what is about to be trained, and on what."""
     for name, model in (("teacher", models.teacher), ("student", models.student)):
         if model is not None:
             sizes = "+".join(str(layer_count(model.config, side)) for side in SIDES)
@@ -319,5 +295,3 @@ def _report(models: Models, task: Any, data: DataFolder) -> None:
         cut["source"],
         cut["target"],
     )
-    if models.pairs:
-        logger.info("layer map (student state <- teacher state):\n%s", layer_table(models.pairs))

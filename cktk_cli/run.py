@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 from cktk.config.command import Command, Settings
@@ -24,9 +25,16 @@ def run_command(command: Command, work: Callable[[Settings], None], argv: Sequen
     except CktkError as error:
         if os.environ.get("CKTK_TRACEBACK"):
             raise
+        _give_rank_0_the_word()
         print(f"{command.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print(f"{command.prog}: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _give_rank_0_the_word() -> None:
+    """Under torchrun all ranks meet most errors alike: rank 0 tells, and its end is the end of those that wait here."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        time.sleep(5)

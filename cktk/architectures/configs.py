@@ -27,6 +27,9 @@ class StudentConfig:
         metavar="H",
         help="attention heads (default: heads as wide as the teacher's where that divides)",
     )
+    max_positions: int = option(
+        1024, minimum=4, metavar="N", help="positions of a model without a teacher (a student has its teacher's)"
+    )
     dropout: float | None = option(None, minimum=0, maximum=0.99, help="dropout (default: the teacher's, else 0.1)")
     init: Literal["random", "truncate", "copy", "checkpoint"] = option(
         "random",

@@ -7,6 +7,7 @@ Code that lies in a model folder is never run.
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +111,15 @@ def write_model(
             tokenizer.save_pretrained(folder)
     except SafetensorError as error:
         raise CheckpointError(f"cannot write the weights into {folder}: {_first_line(error)}") from error
+    _make_readable(folder)
+
+
+def _make_readable(folder: Path) -> None:
+    """Give files the permissions that the user's umask says; safetensors writes for the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for file in folder.iterdir():
+        file.chmod(0o666 & ~umask)
 
 
 def save_student(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
+from typing import Any
 
 
 def under_torchrun() -> bool:
@@ -15,8 +15,18 @@ def under_torchrun() -> bool:
 
 def launch(module: str, argv: Sequence[str], processes: int) -> int:
     """Run ``python -m module argv`` in ``processes`` processes of this machine, and return the exit code."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = dict(os.environ)
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    torchrun: Any = run
+
     # torchrun would set 1 thread per process and say so at length; share the machine's cores out instead.
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    return subprocess.run([*torchrun, "-m", module, *argv], env=environment, check=False).returncode
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    # The processes say themselves what went wrong; torchrun's account of it would bury their line.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        torchrun.run(torchrun.parse_args(["--standalone", f"--nproc-per-node={processes}", "-m", module, *argv]))
+    except ChildFailedError as error:
+        code: int = error.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code
+    return 0

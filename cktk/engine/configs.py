@@ -90,17 +90,9 @@ class ValidationConfig:
     patience: int = option(
         0, help="stop after this many validations without improvement; 0: never", minimum=0, resume="free"
     )
-    eval_bleu: bool = option(False, help="translate the validation split by beam search: sacreBLEU and chrF")
-    eval_bleu_sentences: int = option(0, help="translate only the first so many sentences; 0: all", minimum=0)
-    eval_beam: int = option(4, help="beam of that search", minimum=1)
-    eval_lenpen: float = option(1.0, help="length penalty of that search")
-    eval_max_len_a: float = option(1.5, help="a of its longest output, a x source length + b", minimum=0)
-    eval_max_len_b: int = option(20, help="b of its longest output", minimum=0)
 
     def __post_init__(self) -> None:
         if self.best_checkpoint_metric in ("bleu", "chrf"):
-            if not self.eval_bleu:
-                raise ConfigError(f"--best-checkpoint-metric {self.best_checkpoint_metric} needs --eval-bleu")
             self.maximize_best_checkpoint_metric = True
 
 

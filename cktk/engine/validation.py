@@ -45,7 +45,8 @@ class Validator:
             known = {*self._losses(islice(self._batches(), 1)), *(("bleu", "chrf") if self._scorer else ())}
         if metric not in known:
             names = sorted(name for name in known if "/" not in name)
-            raise ConfigError(f"--best-checkpoint-metric: {unknown_name(metric, names)}")
+            hint = " (bleu and chrf need --eval-bleu)" if metric in ("bleu", "chrf") else ""
+            raise ConfigError(f"--best-checkpoint-metric: {unknown_name(metric, names)}{hint}")
 
     def run(self) -> dict[str, float]:
         """All figures of one validation; the student's mode is what it was before."""

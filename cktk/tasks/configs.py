@@ -22,3 +22,9 @@ class TranslationConfig:
     max_target_positions: int = option(
         1024, minimum=1, help="tokens of a target, special ones included; what is beyond is cut (at most the model's)"
     )
+    eval_bleu: bool = option(False, help="translate the validation split by beam search: sacreBLEU and chrF")
+    eval_bleu_sentences: int = option(0, help="translate only the first so many sentences; 0: all", minimum=0)
+    eval_beam: int = option(4, help="beam of that search", minimum=1)
+    eval_lenpen: float = option(1.0, help="length penalty of that search")
+    eval_max_len_a: float = option(1.5, help="A of its longest output, A x source tokens + B", minimum=0)
+    eval_max_len_b: int = option(20, help="B of its longest output", minimum=1)

@@ -2,55 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cktk.data.shards import Split
 from cktk.distributed.world import World
 from cktk.evaluation.bleu import score_translations
 from cktk.generation.beam import BeamSearch
 from cktk.generation.configs import SearchConfig
-from cktk.tasks.translation import TranslationTask
+from cktk.tasks.configs import TranslationConfig
+
+if TYPE_CHECKING:
+    from cktk.tasks.translation import TranslationTask
 
 
 class TranslationScorer:
-    """sacreBLEU and chrF of the first ``sentences`` rows of a split (0: all); the same values on all ranks.
+    """sacreBLEU and chrF of a split's first rows (``config.eval_bleu_sentences``); the same values on all ranks.
 
-    References are the decoded target ids of the split.
+    References are the decoded target ids; a row without source text is translated by nothing, as `cktk-generate` does.
     """
 
     def __init__(
-        self,
-        task: TranslationTask,
-        split: Split,
-        model: Any,
-        tokenizer: Any,
-        search: SearchConfig,
-        world: World,
-        sentences: int = 0,
+        self, task: TranslationTask, split: Split, model: Any, tokenizer: Any, config: TranslationConfig, world: World
     ) -> None:
-        self._task, self._split, self._model, self._tokenizer = task, split, model, tokenizer
-        self._search, self._world = search, world
-        self._rows = range(min(sentences or len(split), len(split)))
+        self._task, self._split, self._tokenizer, self._world = task, split, tokenizer, world
+        self._search = BeamSearch(
+            model,
+            SearchConfig(
+                beam=config.eval_beam,
+                lenpen=config.eval_lenpen,
+                max_len_a=config.eval_max_len_a,
+                max_len_b=config.eval_max_len_b,
+            ),
+        )
+        self._rows = range(min(config.eval_bleu_sentences or len(split), len(split)))
 
     def __call__(self) -> dict[str, float]:
         """Translate this rank's share, gather all, and score."""
-        mine = self._rows[self._world.rank :: self._world.size]
-        sources = [self._task.source_inputs(self._split, row) for row in mine]
-        found = BeamSearch(self._model, self._search).generate(
+        rank, size = self._world.rank, self._world.size
+        shares = self._world.gather_sequences(self._translate(self._rows[rank::size]))
+        # Rank r had rows r, r + size, ...
+        numbered = [(r + size * i, ids) for r, share in enumerate(shares) for i, ids in enumerate(share)]
+        hypotheses = [ids for _, ids in sorted(numbered)]
+        references = [self._task.reference_ids(self._split, row).tolist() for row in self._rows]
+        scores = score_translations(self._decode(hypotheses), self._decode(references))
+        return {"bleu": scores.bleu, "chrf": scores.chrf}
+
+    def _translate(self, rows: range) -> list[list[int]]:
+        """Ids of the best hypothesis of each row."""
+        found: dict[int, list[int]] = {row: [] for row in rows}
+        written = [row for row in rows if not self._task.is_blank(self._split, row)]
+        sources = [self._task.source_inputs(self._split, row) for row in written]
+        hypotheses = self._search.generate(
             sources, forced_bos=self._task.forced_bos, decoder_start=self._task.decoder_start
         )
-        shares = self._world.gather_sequences([list(best[0].tokens) for best in found])
-        hypotheses = [ids for _, ids in sorted(_numbered(shares, self._world.size))]
-        references = [self._task.reference_ids(self._split, row).tolist() for row in self._rows]
-        decode: Callable[[list[list[int]]], list[str]] = self._decode
-        scores = score_translations(decode(hypotheses), decode(references))
-        return {"bleu": scores.bleu, "chrf": scores.chrf}
+        found.update({row: list(best[0].tokens) for row, best in zip(written, hypotheses, strict=True)})
+        return list(found.values())
 
     def _decode(self, sequences: list[list[int]]) -> list[str]:
         return [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in sequences]
-
-
-def _numbered(shares: list[list[list[int]]], size: int) -> list[tuple[int, list[int]]]:
-    """(row, ids) of every rank's share: rank r has rows r, r + size, ..."""
-    return [(rank + size * place, ids) for rank, share in enumerate(shares) for place, ids in enumerate(share)]

@@ -15,9 +15,11 @@ from cktk.data.batch_config import BatchingConfig
 from cktk.data.batching import Int64s, Lengths
 from cktk.data.iterators import MicroBatches
 from cktk.data.shards import DataFolder, Role, Split
+from cktk.distributed.world import World
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import IGNORED, Batch, Template
 from cktk.tasks.configs import TranslationConfig
+from cktk.tasks.scoring import TranslationScorer
 
 _CHUNK_ROWS = 1 << 20
 
@@ -47,20 +49,37 @@ class TranslationTask:
 
     ``pad`` and ``decoder_start`` are the model's token ids; ``decoder_start=None`` is mBART's rule: the decoder starts
     with the last token of the label sequence. Texts are cut so that, with the special tokens around them, they keep to
-    the maximum positions. Raises `ConfigError` for languages that the folder does not hold and positions that
-    leave no room for text, `DataError` for a folder of another kind.
+    the maximum positions of ``config`` and to ``max_positions``, the most that the model takes. Raises `ConfigError`
+    for languages that the folder does not hold and positions that leave no room for text, `DataError` for a folder of
+    another kind.
 
     ``source_lang`` and ``target_lang`` are the direction in force.
     """
 
-    def __init__(self, config: TranslationConfig, data: DataFolder, *, pad: int, decoder_start: int | None) -> None:
+    def __init__(
+        self,
+        config: TranslationConfig,
+        data: DataFolder,
+        *,
+        pad: int,
+        decoder_start: int | None,
+        max_positions: int | None = None,
+    ) -> None:
         self.data = data
+        self._config = config
         self.pad = pad
         columns = _direction(config, data)
         self.source_lang, self.target_lang = (data.languages[column] for column in columns)
         self._decoder_start = decoder_start
-        self._source = self._side("source", columns[0], config.max_source_positions)
-        self._target = self._side("target", columns[1], config.max_target_positions)
+        limits = (config.max_source_positions, config.max_target_positions)
+        source, target = (min(limit, max_positions or limit) for limit in limits)
+        self._source = self._side("source", columns[0], source)
+        self._target = self._side("target", columns[1], target)
+
+    @property
+    def target_template(self) -> Template:
+        """What goes around a target text."""
+        return self._target.template
 
     @property
     def decoder_start(self) -> int:
@@ -100,6 +119,16 @@ class TranslationTask:
     def reference_ids(self, split: Split, index: int) -> Int64s:
         """The whole target text of row ``index`` as token ids, without template, never cut."""
         return split[index][self._target.column].astype(np.int64)
+
+    def is_blank(self, split: Split, index: int) -> bool:
+        """Whether row ``index`` has no source text."""
+        return not len(split[index][self._source.column])
+
+    def scorer(self, model: Any, tokenizer: Any, split_name: str, world: World) -> TranslationScorer | None:
+        """What a validation calls for BLEU and chrF of ``split_name``; None where they are not wanted."""
+        if not self._config.eval_bleu:
+            return None
+        return TranslationScorer(self, self.data.split(split_name), model, tokenizer, self._config, world)
 
     def collate(self, rows: Sequence[Mapping[str, npt.NDArray[Any]]], ids: Sequence[int]) -> Batch:
         """The batch of ``rows`` as read from a `Split`; ``ids`` are their positions in it.

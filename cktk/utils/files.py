@@ -45,7 +45,7 @@ def atomic_file(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that is synced and renamed to ``path`` at the end; ``path`` must not exist.
+    """Yield a temporary folder that is synced and renamed to ``path`` at the end, where nothing may then be.
 
     On any error the temporary folder is removed and ``path`` does not appear.
     """
