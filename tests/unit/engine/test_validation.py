@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cktk.engine.validation import Validator
+from cktk.errors import ConfigError, DataError
+from cktk.protocols import Batch
+from tests.unit.engine import parts
+from tests.unit.engine.test_update import LENGTHS, naive_gradients, split
+
+
+def validator(sizes: list[int], **options: float) -> tuple[Validator, torch.nn.Module]:
+    updater = parts.updater("cka_kd", **options)
+    return Validator(updater.step, updater.teacher, lambda: iter(split(sizes)), parts.CPU), updater.step
+
+
+def test_figures_are_those_of_the_whole_split_however_it_is_batched() -> None:
+    _, loss = naive_gradients(parts.updater("cka_kd"), parts.batch(LENGTHS))
+    whole = validator([8])[0].run()
+    assert whole["loss"] == pytest.approx(loss, rel=1e-12)
+    for sizes in ([4, 4], [1] * 8, [5, 1, 2]):
+        assert validator(sizes)[0].run() == pytest.approx(whole, rel=1e-10)
+
+
+def test_dropout_is_off_inside_and_the_mode_returns() -> None:
+    quiet = validator([8])[0].run()
+    one, step = validator([8], dropout=0.5)
+    step.train()
+    assert one.run() == pytest.approx(quiet, rel=1e-12)
+    assert step.training
+    assert step.student.model.encoder.training
+    step.eval()
+    one.run()
+    assert not step.training
+
+
+def test_the_mode_returns_after_an_error() -> None:
+    def broken() -> Iterator[Batch]:
+        raise DataError("a shard is damaged")
+
+    updater = parts.updater("cka_kd")
+    updater.step.train()
+    with pytest.raises(DataError):
+        Validator(updater.step, updater.teacher, broken, parts.CPU).run()
+    assert updater.step.training
+
+
+def test_a_metric_that_no_validation_gives_is_refused_early() -> None:
+    one, _ = validator([8])
+    one.check("kl")
+    one.check("cka")
+    with pytest.raises(ConfigError, match="did you mean kl"):
+        one.check("kll")
+    with pytest.raises(ConfigError, match="--eval-bleu"):
+        one.check("bleu")
