@@ -14,8 +14,12 @@ def under_torchrun() -> bool:
 
 
 def launch(module: str, argv: Sequence[str], processes: int) -> int:
-    """Run ``python -m module argv`` in ``processes`` processes of this machine, and return the exit code."""
+    """Run ``python -m module argv`` in ``processes`` processes of this machine, and return the exit code.
+
+    A signal to end is handed on to the processes, which have 30 seconds (torchrun's grace) to save and leave.
+    """
     from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     torchrun: Any = run
@@ -29,4 +33,6 @@ def launch(module: str, argv: Sequence[str], processes: int) -> int:
     except ChildFailedError as error:
         code: int = error.get_first_failure()[1].exitcode
         return code if code > 0 else 128 - code
+    except SignalException:
+        return 0
     return 0

@@ -31,8 +31,7 @@ class MetricLog:
         """Take an update in; at the end of an interval, write and return its averages."""
         for name, value in result.values.items():
             self._meters.add(name, value, 1)
-        if not result.skipped:
-            self._meters.add("grad_norm", result.grad_norm, 1)
+        self._meters.add("grad_norm", result.grad_norm, 1)
         self._tokens += result.counts["target_token"]
         if update % self._interval:
             return None

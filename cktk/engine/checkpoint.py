@@ -29,8 +29,8 @@ from cktk.utils.log import logger
 SCHEMA = 1
 SUMS = "checksums.json"
 LAST, BEST = "checkpoint_last", "checkpoint_best"
-_EPOCH_END = re.compile(r"checkpoint(\d+)")
-_WITHIN_EPOCH = re.compile(r"checkpoint_(\d+)_(\d+)")
+_EPOCH_END = re.compile(r"checkpoint\d+")
+_NAME = re.compile(r"checkpoint\d+|checkpoint_\d+_\d+")
 
 
 @dataclass
@@ -89,9 +89,8 @@ class CheckpointStore:
         return self.run / os.readlink(link) if link.is_symlink() and link.exists() else None
 
     def folders(self) -> list[Path]:
-        """Checkpoint folders, oldest first."""
-        found = [(place, path) for path in self.run.glob("checkpoint*") if (place := _place(path.name))]
-        return [path for _, path in sorted(found)]
+        """Checkpoint folders, oldest first. One that cannot be read counts as the newest, so that it gets reported."""
+        return sorted((path for path in self.run.glob("checkpoint*") if _NAME.fullmatch(path.name)), key=_age)
 
     def of_kind(self, epoch_ends: bool) -> list[Path]:
         """The folders at epochs' ends, or those within epochs, oldest first."""
@@ -127,13 +126,13 @@ def checkpoint_name(epoch: int, update: int, epoch_end: bool) -> str:
     return f"checkpoint{epoch}" if epoch_end else f"checkpoint_{epoch}_{update}"
 
 
-def _place(name: str) -> tuple[int, float] | None:
-    """Where in the run a checkpoint lies, for sorting: (epoch, update), an epoch's end after all within it."""
-    if match := _EPOCH_END.fullmatch(name):
-        return int(match[1]), float("inf")
-    if match := _WITHIN_EPOCH.fullmatch(name):
-        return int(match[1]), float(match[2])
-    return None
+def _age(folder: Path) -> tuple[float, bool]:
+    """The update of a checkpoint, and whether it ends an epoch. (Epochs start anew with --reset-dataloader.)"""
+    try:
+        state = read_json(folder / "trainer.json")
+        return float(state["update"]), bool(state["epoch_end"])
+    except (DataError, KeyError, TypeError):
+        return float("inf"), True
 
 
 def _newest(folders: list[Path], number: int) -> list[Path]:

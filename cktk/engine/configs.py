@@ -68,13 +68,19 @@ class CheckpointConfig:
         2, help="checkpoints of --save-interval-updates to keep; -1: all", minimum=-1, resume="free"
     )
     restore_file: str | None = option(
-        None, help="checkpoint folder to continue from (default: the newest whole one of --save-dir)", resume="free"
+        None,
+        help="checkpoint folder of another run to go on from, optimizer and data position included; once this run has "
+        "checkpoints of its own, these are continued",
+        metavar="DIR",
+        resume="free",
     )
     finetune_from_model: str | None = option(
         None, help="student or checkpoint folder whose weights (and shape) start a new run", metavar="DIR"
     )
     reset_optimizer: bool = option(False, help="continue without the checkpoint's optimizer state", resume="free")
-    reset_dataloader: bool = option(False, help="continue at the start of the checkpoint's epoch", resume="free")
+    reset_dataloader: bool = option(
+        False, help="continue with the first epoch of the data instead of the checkpoint's position", resume="free"
+    )
 
 
 @dataclass

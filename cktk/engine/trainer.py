@@ -74,6 +74,7 @@ class Trainer:
         self.update = 0
         self._log: MetricLog | None = None
         self._bar: ProgressBar | None = None
+        self._best_checkpoint: str | None = None
         self._unsaved = False
         self._validated_at = -1
         self._started = time.monotonic()
@@ -91,8 +92,8 @@ class Trainer:
             while not (stop or self.finished()):
                 stop = self._one_update()
             if self._unsaved:
-                self._save(self.parts.data.epoch, epoch_end=False)
-                self._prune()
+                # The last weights may be the best; after a signal or at the end of the time there is none to look.
+                self._validate_and_save(self.parts.data.epoch, validate=not stop, save=True, epoch_end=False)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -153,7 +154,7 @@ class Trainer:
         self._signalled = True
 
     def _watch(self, epoch: int, lr: float, result: UpdateResult) -> None:
-        averages = self._log.on_update(epoch, self.update, lr, result) if self._log else None
+        averages = self._log.on_update(epoch, self.update, lr, result) if self._log and not result.skipped else None
         if self._bar:
             fraction = self.fraction_done()
             self._bar.on_update(epoch, self.update, fraction, {**result.values, "lr": lr})
@@ -174,10 +175,7 @@ class Trainer:
     def _validate_and_save(self, epoch: int, validate: bool, save: bool, epoch_end: bool) -> None:
         improved = validate and self._validate(epoch)
         if save or improved:
-            folder = self._save(epoch, epoch_end)
-            if improved and self.parts.world.is_main:
-                self.parts.store.link(BEST, folder)
-            self._prune()
+            self._save(epoch, epoch_end, improved)
 
     def _validate(self, epoch: int) -> bool:
         if self.parts.validator is None or self._validated_at == self.update:
@@ -198,22 +196,26 @@ class Trainer:
         """Inside, the student has its averaged weights if there are any; yields the raw ones that these replace."""
         return self.parts.average.swapped_in() if self.parts.average else nullcontext({})
 
-    def _save(self, epoch: int, epoch_end: bool) -> Path:
-        """Write a checkpoint of this moment (rank 0), make it the last one, and return its folder."""
+    def _save(self, epoch: int, epoch_end: bool, best: bool) -> None:
+        """Write a checkpoint of this moment (rank 0), and make it the last one and perhaps the best."""
         parts = self.parts
         name = checkpoint_name(epoch, self.update, epoch_end)
+        if best:
+            self._best_checkpoint = name
         if parts.world.is_main:
             with self._averaged_weights() as raw:
                 tensors, state = self._state(raw)
                 parts.store.save(name, parts.save_student, tensors, {"epoch": epoch, "epoch_end": epoch_end, **state})
-            parts.store.link(LAST, parts.store.run / name)
+            self._link(name)
+            parts.store.prune(self._checkpoints.keep_last_epochs, self._checkpoints.keep_interval_updates)
         parts.world.barrier()
         self._unsaved = False
-        return parts.store.run / name
 
-    def _prune(self) -> None:
-        if self.parts.world.is_main:
-            self.parts.store.prune(self._checkpoints.keep_last_epochs, self._checkpoints.keep_interval_updates)
+    def _link(self, last: str) -> None:
+        store = self.parts.store
+        store.link(LAST, store.run / last)
+        if self._best_checkpoint and (store.run / self._best_checkpoint).is_dir():
+            store.link(BEST, store.run / self._best_checkpoint)
 
     def _state(self, raw_weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         step, updater = self.parts.updater.step, self.parts.updater
@@ -225,6 +227,7 @@ class Trainer:
             "validated_at": self._validated_at,
             "data": self.parts.data.state_dict(),
             "best": self._best.state_dict(),
+            "best_checkpoint": self._best_checkpoint,
             "log": self._log.state_dict() if self._log else None,
             "optimizer": plain,
             "scaler": updater.scaler.state_dict(),
@@ -247,7 +250,12 @@ class Trainer:
         if not self._checkpoints.reset_dataloader:
             self.parts.data.load_state_dict(state["data"])
         self.update, self._validated_at = state["update"], state["validated_at"]
-        self._best.load_state_dict(state["best"])
+        if checkpoint.folder.parent == self.parts.store.run:
+            self._best.load_state_dict(state["best"])
+            self._best_checkpoint = state["best_checkpoint"]
+            if self.parts.world.is_main:
+                # The process may have ended between the writing of the checkpoint and its links.
+                self._link(checkpoint.folder.name)
 
 
 def _due(number: int, interval: int) -> bool:

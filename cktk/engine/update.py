@@ -23,6 +23,9 @@ from cktk.errors import CktkError
 from cktk.protocols import Batch, ModelOutput, Unit
 from cktk.utils.rng import seed_everything_from
 
+#: Updates that may be skipped in a row for overflow: enough for a loss scale of 2^16 to reach 2^-24.
+MOST_SKIPS = 40
+
 
 @dataclass
 class UpdateResult:
@@ -53,6 +56,7 @@ class Updater:
         self.optimizer, self.scaler, self.world = optimizer, scaler, world
         self._clip_norm = clip_norm or math.inf
         self._seed = seed
+        self._skips = 0
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def run(self, batches: Sequence[Batch], update: int, lr: float, stop: bool = False) -> UpdateResult:
@@ -74,30 +78,40 @@ class Updater:
                 f"out of memory in update {update + 1}: lower --max-tokens and raise --update-freq by the same factor"
             ) from error
         values = totals.averages(counts, self.world.all_reduce)
-        self._check_finite(values, update, batches)
-        grad_norm, skipped = self._optimizer_step(lr)
-        return UpdateResult(values, counts, grad_norm, skipped, wishes > 0)
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad and not self.scaler.is_enabled():
+            raise CktkError(_not_finite(bad, update, batches) + "; lower --lr or raise --warmup-updates")
+        grad_norm = math.nan if bad else self._optimizer_step(lr)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._count_skips(not math.isfinite(grad_norm), bad or ["the gradient"], update, batches)
+        return UpdateResult(values, counts, grad_norm, self._skips > 0, wishes > 0)
 
     def _accumulate(self, batches: list[Batch], update: int, factors: dict[Unit, float]) -> Totals:
         """Add up the gradients of all micro-batches; returns what is to be logged."""
-        targets = [self.teacher.states(batch) if self.teacher else None for batch in batches]
         last = len(batches) - 1
         order = [*range(last + 1)]
         prior: Any = None
+        targets: dict[int, ModelOutput | None] = {}
         if self.step.train_criterion.uses_statistics:
-            # The last micro-batch settles the coefficients inside its own forward; the others are then replayed.
+            # The last micro-batch settles the coefficients inside its own forward; the others are then replayed. Only
+            # here are the teacher's states of the whole update kept.
             order = [last, *range(last)]
             for index in range(last):
+                targets[index] = self._teacher_states(batches[index])
                 prior = self._merge(prior, self._statistics(batches[index], targets[index], update, index))
         coefficients, totals = None, Totals()
         for position, index in enumerate(order):
+            target = targets.pop(index) if index in targets else self._teacher_states(batches[index])
             with self._gradient_sync(position == last):
                 self._seed_dropout(update, index)
-                output = self.module("loss", batches[index], targets[index], factors, prior, coefficients)
+                output = self.module("loss", batches[index], target, factors, prior, coefficients)
                 self.scaler.scale(output.loss).backward()
-            coefficients, targets[index] = output.coefficients, None
+            coefficients = output.coefficients
             totals.add(output.totals)
         return totals
+
+    def _teacher_states(self, batch: Batch) -> ModelOutput | None:
+        return self.teacher.states(batch) if self.teacher else None
 
     def _statistics(self, batch: Batch, target: ModelOutput | None, update: int, index: int) -> Any:
         with torch.no_grad(), self._gradient_sync(False):
@@ -116,16 +130,8 @@ class Updater:
             return self.module.no_sync()
         return nullcontext()
 
-    def _check_finite(self, values: dict[str, float], update: int, batches: Sequence[Batch]) -> None:
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad and not self.scaler.is_enabled():
-            rows = [batch.ids[0] for batch in batches if batch.ids]
-            raise CktkError(
-                f"update {update + 1}: {', '.join(bad)} is not finite (micro-batches starting at rows {rows}); "
-                "lower --lr, raise --warmup-updates or train in float32"
-            )
-
-    def _optimizer_step(self, lr: float) -> tuple[float, bool]:
+    def _optimizer_step(self, lr: float) -> float:
+        """Clip and step; returns the norm. With loss scaling, a norm that is not finite steps nothing."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
@@ -134,5 +140,16 @@ class Updater:
             raise CktkError("the gradient is not finite; lower --lr, raise --warmup-updates or train in float32")
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm, not math.isfinite(norm)
+        return norm
+
+    def _count_skips(self, skipped: bool, bad: list[str], update: int, batches: Sequence[Batch]) -> None:
+        """Overflow in float16 skips an update now and then; a run that only skips would never end."""
+        self._skips = self._skips + 1 if skipped else 0
+        if self._skips >= MOST_SKIPS:
+            words = f"{_not_finite(bad, update, batches)}, {MOST_SKIPS} times in a row"
+            raise CktkError(f"{words}; train with --bf16 or in float32, or lower --lr")
+
+
+def _not_finite(bad: list[str], update: int, batches: Sequence[Batch]) -> str:
+    rows = [batch.ids[0] for batch in batches if batch.ids]
+    return f"update {update + 1}: {', '.join(bad)} not finite (micro-batches starting at rows {rows})"

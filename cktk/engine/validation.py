@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from cktk.config.options import unknown_name
 from cktk.distributed.world import World
 from cktk.engine.step import FrozenTeacher, Step
 from cktk.engine.totals import Totals, global_counts
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import Batch
+from cktk.utils.words import unknown_name
 
 #: Further figures of a validation, e.g. BLEU; called on all ranks with the student in eval mode.
 Scorer = Callable[[], Mapping[str, float]]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cktk.engine.checkpoint import CheckpointStore
 from cktk_cli.train import main as train
 from tests.integration import toy
 
@@ -25,6 +26,12 @@ COMMON = [*toy.SHAPE, "--dropout", "0.2", "--log-interval", "3", "--label-smooth
 
 def arguments(kind: str, teacher: Path) -> list[str]:
     return ["--teacher", str(teacher), *KINDS[kind], *COMMON]
+
+
+@pytest.fixture(scope="module")
+def whole_short(data: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    return toy.run_training(data, run, *arguments("cka", teacher), "--max-epoch", "2")
 
 
 def assert_same(run: Path, other: Path) -> None:
@@ -57,7 +64,52 @@ def test_every_checkpoint_continues_to_the_same_end(data: Path, teacher: Path, t
     part = tmp_path / "part"
     for limit in ("2", "3", "7", "8", "13"):
         toy.run_training(data, part, *more, "--max-update", limit)
-    assert_same(part, whole)
+    # Each limit adds a validation, which must leave no trace in the training.
+    assert toy.log(part) == toy.log(whole)
+    found, expected = (toy.tensors(run / "checkpoint_last") for run in (part, whole))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("moment", ["save", "link"])
+@pytest.mark.parametrize("call", [2, 3, 4, 5])
+def test_death_while_a_checkpoint_is_written_or_linked(
+    moment: str,
+    call: int,
+    data: Path,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole_short: Path,
+) -> None:
+    more = [*arguments("cka", teacher), "--max-epoch", "2"]
+    calls = []
+    intact = getattr(CheckpointStore, moment)
+
+    def die(self: CheckpointStore, *rest: object) -> object:
+        calls.append(rest)
+        if len(calls) == call:
+            raise SystemExit("killed")
+        return intact(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointStore, moment, die)
+        with pytest.raises(SystemExit):
+            train(toy.flags(data, tmp_path / "run", *more))
+    toy.run_training(data, tmp_path / "run", *more)
+    assert_same(tmp_path / "run", whole_short)
+    for link in ("checkpoint_best", "checkpoint_last"):
+        assert (tmp_path / "run" / link).resolve().name == (whole_short / link).resolve().name
+
+
+def test_data_from_its_beginning_and_then_on(data: Path, teacher: Path, tmp_path: Path) -> None:
+    more = [*arguments("cka", teacher), "--keep-last-epochs", "-1"]
+    run = toy.run_training(data, tmp_path / "run", *more, "--max-epoch", "3")
+    updates = toy.log(run)[-1]["update"]
+    toy.run_training(data, run, *more, "--max-epoch", "1", "--reset-dataloader")
+    assert toy.log(run)[-1]["epoch"] == 1
+    assert toy.log(run)[-1]["update"] > updates
+    toy.run_training(data, run, *more, "--max-epoch", "2")
+    assert toy.log(run)[-1]["epoch"] == 2
 
 
 def test_a_damaged_newest_checkpoint_costs_only_its_updates(
@@ -76,14 +128,18 @@ def test_a_damaged_newest_checkpoint_costs_only_its_updates(
     assert_same(run, whole)
 
 
-def test_sigterm_saves_and_leaves(data: Path, teacher: Path, tmp_path: Path) -> None:
-    more = [*arguments("cka", teacher), "--max-update", "2000"]
+@pytest.mark.distributed
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_sigterm_saves_and_leaves(processes: str, data: Path, teacher: Path, tmp_path: Path) -> None:
+    more = [*arguments("cka", teacher), "--max-update", "2000", "--nproc-per-node", processes]
     command = [sys.executable, "-m", "cktk_cli.train", *toy.flags(data, tmp_path / "run", *more)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
     while process.poll() is None and not (tmp_path / "run" / "checkpoint_last").exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
+    assert process.stderr is not None
+    assert b"Traceback" not in process.stderr.read()
     last = (tmp_path / "run" / "checkpoint_last").resolve()
     assert last.name.startswith("checkpoint") and toy.tensors(last)
 

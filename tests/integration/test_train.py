@@ -122,6 +122,12 @@ def test_best_last_kept_and_averaged(data: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(tensor, expected, rtol=0, atol=0)
 
 
+def test_the_last_weights_are_validated(data: Path, tmp_path: Path) -> None:
+    run = toy.run_training(data, tmp_path / "run", *toy.SHAPE, "--max-update", "7", "--no-store-ema")
+    assert toy.log(run, "valid")[-1]["update"] == 7
+    assert (run / "checkpoint_best").resolve() == (run / "checkpoint_last").resolve()
+
+
 def test_patience_ends_a_run(data: Path, tmp_path: Path) -> None:
     flags = [*toy.SHAPE, "--lr", "1e-12", "--max-epoch", "30", "--patience", "2", "--maximize-best-checkpoint-metric"]
     run = toy.run_training(data, tmp_path / "run", *flags)

@@ -12,12 +12,18 @@ from cktk.engine.checkpoint import BEST, LAST, CheckpointStore, optimizer_state,
 from cktk.errors import CheckpointError, CktkError
 
 
+#: Epochs went 1, 2, 3 and, after --reset-dataloader, 1 and 2 again.
+UPDATES = {"checkpoint_1_10": 10, "checkpoint1": 20, "checkpoint_2_30": 30, "checkpoint2": 40, "checkpoint_3_50": 50}
+UPDATES |= {"checkpoint3": 50, "checkpoint_1_70": 70, "checkpoint_2_90": 90}
+
+
 def save(store: CheckpointStore, name: str, value: float = 1.0) -> Path:
     def save_student(folder: Path) -> None:
         folder.mkdir()
         (folder / "config.json").write_text("{}")
 
-    return store.save(name, save_student, {"criterion.w": torch.full((3,), value)}, {"update": 7})
+    state = {"update": UPDATES[name], "epoch_end": "_" not in name}
+    return store.save(name, save_student, {"criterion.w": torch.full((3,), value)}, state)
 
 
 def names(store: CheckpointStore) -> list[str]:
@@ -26,20 +32,19 @@ def names(store: CheckpointStore) -> list[str]:
 
 def test_what_was_saved_is_read(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
-    store.link(LAST, save(store, "checkpoint_1_7", 2.5))
+    store.link(LAST, save(store, "checkpoint_1_10", 2.5))
     found = read_checkpoint(tmp_path / LAST)
-    assert found.state["update"] == 7
+    assert found.state["update"] == 10
     assert found.section("criterion")["w"].tolist() == [2.5] * 3
     assert found.section("optimizer") == {}
 
 
 def test_order_is_that_of_the_run(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
-    for name in ("checkpoint10", "checkpoint_10_950", "checkpoint2", "checkpoint_2_150", "checkpoint_2_90"):
+    for name in reversed(UPDATES):
         save(store, name)
     (tmp_path / "checkpoints-of-mine").mkdir()
-    expected = ["checkpoint_2_90", "checkpoint_2_150", "checkpoint2", "checkpoint_10_950", "checkpoint10"]
-    assert names(store) == expected
+    assert names(store) == list(UPDATES)
 
 
 @pytest.mark.parametrize("file", ["trainer.safetensors", "trainer.json", "student/config.json", "checksums.json"])

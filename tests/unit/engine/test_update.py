@@ -130,6 +130,28 @@ def test_a_loss_that_is_not_finite_is_named() -> None:
         updater.run(split([8]), 3, 1.0)
 
 
+def test_overflow_in_float16_skips_and_then_ends() -> None:
+    updater = parts.updater("kl_kd")
+    updater.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=4.0)
+    weight = updater.step.student.model.shared.weight
+    healthy = weight[5].clone()
+    assert not updater.run(split([8]), 0, 0.0).skipped
+    with torch.no_grad():
+        weight[5] = float("inf")
+    before = parts.weights(updater)
+    assert updater.run(split([8]), 1, 1.0).skipped
+    assert updater.scaler.get_scale() == 4.0, "a loss that is not finite says nothing about the scale"
+    assert all(torch.equal(before[name], after) for name, after in parts.weights(updater).items())
+    with torch.no_grad():
+        weight[5] = healthy
+    assert not updater.run(split([8]), 1, 1.0).skipped
+    with torch.no_grad():
+        weight[5] = float("nan")
+    with pytest.raises(CktkError, match=r"update 3: .*kl.* not finite.* times in a row"):
+        for _ in range(100):
+            updater.run(split([8]), 2, 1.0)
+
+
 def test_the_wish_to_stop_reaches_the_result() -> None:
     updater = parts.updater("kl_kd")
     assert not updater.run(split([8]), 0, 1.0).stop
