@@ -6,12 +6,12 @@ imported until a row is asked for, so ``import cktk`` and ``--help`` stay fast.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from cktk.errors import RegistryError
+from cktk.utils.words import unknown_name
 
 
 class Entry(NamedTuple):
@@ -64,10 +64,8 @@ class Registry:
     def _entry(self, name: str) -> Entry:
         if name in self._entries:
             return self._entries[name]
-        near = difflib.get_close_matches(name, self._entries, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
         raise RegistryError(
-            f"--{self.kind}: unknown name {name!r}; {hint}known: {', '.join(self.names())} "
+            f"--{self.kind}: {unknown_name(name, self.names())} "
             "(plug-ins are loaded with --user-dir or the entry point group cktk.plugins)"
         )
 

@@ -12,9 +12,10 @@ from typing import Any, NoReturn, Protocol, TypeVar
 
 import yaml
 
-from cktk.config.options import Option, Raw, options_of, unknown_name
+from cktk.config.options import Option, Raw, options_of
 from cktk.config.yaml_file import Written, read_run_file
 from cktk.errors import ConfigError
+from cktk.utils.words import nearest, unknown_name
 
 ConfigT = TypeVar("ConfigT")
 
@@ -280,8 +281,8 @@ def _unknown_argument(argument: str, flags: Sequence[str]) -> str:
     name = argument.partition("=")[0]
     if not name.startswith("-"):
         return f"unexpected argument {argument!r}"
-    near = unknown_name(name, flags).partition("known:")[0].partition("; ")[2].strip()
-    return f"unknown flag {name}" + (f"; {near}" if near else "") + " (see --help)"
+    near = nearest(name, flags)
+    return f"unknown flag {name}" + (f"; did you mean {near}?" if near else "") + " (see --help)"
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -6,11 +6,12 @@ Flags and YAML go through the same conversion, so ``lr: 1e-4`` is a float and th
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from cktk.utils.words import unknown_name
 
 #: Text of an option as it was written: one scalar, a list of scalars, or null.
 Raw = Union[str, "list[str]", None]
@@ -86,11 +87,11 @@ class Option:
                 return None
             raise ValueError("needs a value, not null")
         if self.is_list:
-            items = raw if isinstance(raw, list) else _split(raw)
             wanted = get_args(self.kind)
+            items = raw if isinstance(raw, list) else _split_text(raw) if wanted[0] is str else _split_numbers(raw)
             if Ellipsis not in wanted and len(items) != len(wanted):
                 raise ValueError(f"takes {len(wanted)} values, not {len(items)}")
-            return tuple(self._scalar(get_args(self.kind)[0], item) for item in items)
+            return tuple(self._scalar(wanted[0], item) for item in items)
         if isinstance(raw, list):
             raise ValueError("takes one value, not a list")
         if self.optional and raw.lower() in ("none", "null"):
@@ -108,13 +109,6 @@ class Option:
         return value
 
 
-def unknown_name(name: str, known: Iterable[str]) -> str:
-    """Words for a name that is not among ``known``, with the nearest one."""
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"unknown name {name!r}; " + (f"did you mean {near[0]}? " if near else "") + f"known: {', '.join(names)}"
-
-
 def options_of(config: type) -> tuple[Option, ...]:
     """The options that a config dataclass declares, in order."""
     hints = get_type_hints(config)
@@ -128,7 +122,12 @@ def options_of(config: type) -> tuple[Option, ...]:
     return tuple(found)
 
 
-def _split(text: str) -> list[str]:
+def _split_text(text: str) -> list[str]:
+    # Names of files may hold blanks and brackets: only commas part them.
+    return [part for item in text.split(",") if (part := item.strip())]
+
+
+def _split_numbers(text: str) -> list[str]:
     return [part for part in re.split(r"[,\s]+", text.strip().strip("()[]").strip()) if part]
 
 

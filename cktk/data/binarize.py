@@ -8,6 +8,7 @@ and refuses to mix them with other text. At most two shards of text are in memor
 from __future__ import annotations
 
 import hashlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -18,16 +19,14 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from cktk.data.blocks import Block, BlockEncoder, Encoded, Rules
-from cktk.data.encoder import EncoderSpec
+from cktk.data.encoder_spec import EncoderSpec
 from cktk.data.shards import Ids, finished_shard, write_shard
 from cktk.data.sources import Pair
 from cktk.errors import CktkError, DataError
-from cktk.utils.files import write_json
 
 #: Lines that a worker gets at a time.
 BLOCK_LINES = 2048
@@ -62,9 +61,9 @@ class Binarizer:
         """Write split ``name`` and return its manifest entry: ``shards``, ``rows`` and ``counts``."""
         entries: list[dict[str, Any]] = []
         ahead: _Shard | None = None
-        for number in range(10**9):
+        for number in itertools.count():
             # The next shard's blocks are under way before this one's are collected, so workers never wait.
-            shard = self._start(f"{name}-{number:05d}", name == "train", list(islice(rows, self._shard_size)))
+            shard = self._start(f"{name}-{number:05d}", name == "train", list(itertools.islice(rows, self._shard_size)))
             if ahead is not None:
                 entries.append(self._finish(ahead, progress))
             ahead = shard
@@ -86,8 +85,8 @@ class Binarizer:
         sources, targets = map(list, zip(*pairs, strict=True))
         text = _hash(sources, targets)
         entry = finished_shard(self._folder, name)
-        if entry is not None and "text" in entry:
-            if entry["text"] != text:
+        if entry is not None:
+            if entry.get("text") != text:
                 raise _other_text(self._folder / name)
             return _Shard(name, len(pairs), text, entry, [])
         blocks = (
@@ -108,10 +107,8 @@ class Binarizer:
             columns["target"] += encoded.target.split()
             counts += encoded.counts
             progress(encoded.counts["lines"])
-        entry = write_shard(self._folder, shard.name, columns, self._vocab_size)
-        entry |= {"text": shard.text, "counts": dict(counts)}
-        write_json(self._folder / f"{shard.name}.json", entry)
-        return entry
+        extras = {"text": shard.text, "counts": dict(counts)}
+        return write_shard(self._folder, shard.name, columns, self._vocab_size, extras)
 
 
 def _hash(sources: Sequence[str], targets: Sequence[str]) -> str:

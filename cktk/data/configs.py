@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from cktk.config.options import option
 
@@ -32,6 +33,18 @@ class PreprocessConfig:
     )
 
 
+def _column(side: str) -> Any:
+    return option(
+        None,
+        help=f"column of the {side} text, dots go deeper (default: LANG or translation.LANG)",
+        metavar="NAME",
+    )
+
+
+def _numbered_column(side: str) -> Any:
+    return option(None, help=f"name of the {side} text's column, or its number from 1 (default: LANG)", metavar="NAME")
+
+
 @dataclass(frozen=True)
 class TextSourceConfig:
     """parallel text: PREFIX.LANG or PREFIX.LANG.gz, one sentence a line"""
@@ -50,29 +63,16 @@ class TableSourceConfig:
     )
     valid_file: str | None = option(None, help="valid split (file or pattern)", metavar="FILE")
     test_file: str | None = option(None, help="test split (file or pattern)", metavar="FILE")
-    source_column: str | None = option(
-        None, help="column of the source text, dots go deeper (default: LANG or translation.LANG)", metavar="NAME"
-    )
-    target_column: str | None = option(
-        None, help="column of the target text, dots go deeper (default: LANG or translation.LANG)", metavar="NAME"
-    )
+    source_column: str | None = _column("source")
+    target_column: str | None = _column("target")
 
 
 @dataclass(frozen=True)
-class DelimitedSourceConfig:
+class DelimitedSourceConfig(TableSourceConfig):
     """tables: TSV (no quoting) or CSV, plain or .gz"""
 
-    train_file: str | None = option(
-        None, help="train split; a pattern such as 'train-*' takes all files", metavar="FILE"
-    )
-    valid_file: str | None = option(None, help="valid split (file or pattern)", metavar="FILE")
-    test_file: str | None = option(None, help="test split (file or pattern)", metavar="FILE")
-    source_column: str | None = option(
-        None, help="name of the source text's column, or its number from 1 (default: LANG)", metavar="NAME"
-    )
-    target_column: str | None = option(
-        None, help="name of the target text's column, or its number from 1 (default: LANG)", metavar="NAME"
-    )
+    source_column: str | None = _numbered_column("source")
+    target_column: str | None = _numbered_column("target")
     header: bool = option(True, help="the first line of a file names its columns")
 
 
@@ -85,12 +85,8 @@ class DatasetsSourceConfig:
     train_split: str | None = option(None, help="its train split (default: train, if there)", metavar="NAME")
     valid_split: str | None = option(None, help="its valid split (default: validation, if there)", metavar="NAME")
     test_split: str | None = option(None, help="its test split (default: test, if there)", metavar="NAME")
-    source_column: str | None = option(
-        None, help="column of the source text, dots go deeper (default: LANG or translation.LANG)", metavar="NAME"
-    )
-    target_column: str | None = option(
-        None, help="column of the target text, dots go deeper (default: LANG or translation.LANG)", metavar="NAME"
-    )
+    source_column: str | None = _column("source")
+    target_column: str | None = _column("target")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Text to token ids, as worker processes do it. Imports neither torch nor transformers for Rust-backed tokenizers."""
+"""Text to token ids: through the `tokenizers` package, or as transformers does it, which is not imported here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from tokenizers import Tokenizer
 
 from cktk.utils.files import read_json
 
-Role = str  # "source" or "target"
+Role = str  # one of ROLES
+ROLES: tuple[Role, ...] = ("source", "target")
 
 
 class Rows(NamedTuple):
@@ -38,22 +39,6 @@ class Encoder(Protocol):
     def __call__(self, texts: list[str], role: Role) -> Rows: ...
 
 
-class EncoderSpec(NamedTuple):
-    """What a process needs to open an encoder: the tokenizer's folder, its languages, whether Rust code suffices."""
-
-    folder: Path
-    languages: dict[Role, str]
-    rust: bool
-
-    def open(self) -> Encoder:
-        """The encoder, ready to use."""
-        if self.rust:
-            return RustEncoder(self.folder)
-        from cktk.data.tokenizers import PythonEncoder, open_tokenizer  # imports transformers, which takes seconds
-
-        return PythonEncoder(open_tokenizer(self.folder), self.languages)
-
-
 class RustEncoder:
     """``tokenizer.json`` through the `tokenizers` package, several times faster than through transformers."""
 
@@ -68,3 +53,21 @@ class RustEncoder:
     def __call__(self, texts: list[str], role: Role) -> Rows:  # noqa: ARG002 - one vocabulary serves both roles
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return Rows.join([encoding.ids for encoding in encodings])
+
+
+class PythonEncoder:
+    """A tokenizer as transformers runs it; targets are encoded as such, for those with a vocabulary for each side."""
+
+    def __init__(self, tokenizer: Any, languages: dict[Role, str]) -> None:
+        self._tokenizer = tokenizer
+        if knows_languages(tokenizer):
+            tokenizer.src_lang, tokenizer.tgt_lang = languages["source"], languages["target"]
+
+    def __call__(self, texts: list[str], role: Role) -> Rows:
+        text = {"text": texts} if role == "source" else {"text_target": texts}
+        return Rows.join(self._tokenizer(**text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def knows_languages(tokenizer: Any) -> bool:
+    """Whether the tokenizer marks the language of a text (mBART, NLLB, M2M-100)."""
+    return hasattr(tokenizer, "src_lang")

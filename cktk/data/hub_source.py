@@ -7,11 +7,11 @@ from pathlib import Path
 
 import datasets
 
-from cktk.config.options import unknown_name
 from cktk.data import columns
 from cktk.data.configs import DatasetsSourceConfig
 from cktk.data.sources import SPLITS, Pair
 from cktk.errors import DataError
+from cktk.utils.words import unknown_name
 
 _USUAL_NAMES = {"train": "train", "valid": "validation", "test": "test"}
 _BATCH_ROWS = 4096

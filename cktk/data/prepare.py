@@ -13,11 +13,11 @@ from cktk.data import tokenizers
 from cktk.data.binarize import Binarizer, block_workers
 from cktk.data.blocks import Rules
 from cktk.data.configs import PreprocessConfig
-from cktk.data.encoder import EncoderSpec
+from cktk.data.encoder_spec import EncoderSpec, choose_encoder
 from cktk.data.shards import MANIFEST, TOKENIZER_FOLDER, write_manifest
 from cktk.data.sources import Source
 from cktk.errors import DataError
-from cktk.utils.files import atomic_folder, read_json, write_json
+from cktk.utils.files import atomic_folder, is_temporary, read_json, sweep_temporaries, write_json
 
 #: What a data folder was asked to be; written first, so that a repeated command knows what it continues.
 RECORD = "preprocess.json"
@@ -99,6 +99,8 @@ def prepare(
     totals = {split: source.count(split) for split in source.splits()}
     record = _record(config, tokenizer.identity())
     previous = _check_continued(folder, record, totals)
+    if folder.exists():
+        sweep_temporaries(folder)
     if not (folder / TOKENIZER_FOLDER).exists():
         with atomic_folder(folder / TOKENIZER_FOLDER) as inner:
             tokenizer.make(inner)
@@ -137,7 +139,7 @@ def _tokenizer_entries(folder: Path, config: PreprocessConfig) -> tuple[dict[str
         },
         "splits": {},
     }
-    spec = tokenizers.encoder_spec(tokenizer, folder / TOKENIZER_FOLDER, languages)
+    spec = choose_encoder(tokenizer, folder / TOKENIZER_FOLDER, languages)
     return manifest, spec, [token for token in tokenizer.all_special_ids if token != described["unk"]]
 
 
@@ -150,8 +152,7 @@ def _check_free(folder: Path) -> None:
     """Refuse a folder that holds anything but a data folder or the beginnings of one."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--dest-dir {folder}: is a file; choose a folder")
-    # Left-overs of an interrupted write are hidden files ending in .tmp.
-    found = sorted(path.name for path in folder.glob("*") if not path.name.endswith(".tmp")) if folder.exists() else []
+    found = sorted(path.name for path in folder.iterdir() if not is_temporary(path)) if folder.exists() else []
     if found and RECORD not in found:
         raise DataError(f"--dest-dir {folder}: holds other data ({found[0]}); choose a new or empty folder")
 

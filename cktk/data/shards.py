@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 import cktk
-from cktk.config.options import unknown_name
 from cktk.errors import DataError
 from cktk.protocols import Template
 from cktk.utils.files import atomic_file, read_json, sha256_file, write_json
+from cktk.utils.words import unknown_name
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -39,12 +39,18 @@ _AGAIN = "run cktk-preprocess again into a new folder"
 _OPEN_SHARDS = 64
 
 
-def write_shard(folder: Path, name: str, columns: Mapping[str, Sequence[Ids]], vocab_size: int) -> dict[str, Any]:
+def write_shard(
+    folder: Path,
+    name: str,
+    columns: Mapping[str, Sequence[Ids]],
+    vocab_size: int,
+    extras: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Write the rows of ``columns`` as shard ``name`` of ``folder`` and return its manifest entry.
 
-    Each column is one array of token ids a row; all columns have equally many rows. The entry is also kept as
-    ``<name>.json``, after the shard's other files. Raises `DataError` for unequal columns and for ids outside of
-    ``0 <= id < vocab_size``.
+    Each column is one array of token ids a row; all columns have equally many rows. The entry, and what ``extras`` add
+    to it, is also kept as ``<name>.json``, after the shard's other files. Raises `DataError` for unequal columns and
+    for ids outside of ``0 <= id < vocab_size``.
     """
     rows = {column: len(values) for column, values in columns.items()}
     if len(set(rows.values())) != 1:
@@ -66,6 +72,7 @@ def write_shard(folder: Path, name: str, columns: Mapping[str, Sequence[Ids]], v
             with atomic_file(folder / file) as stream:
                 stream.write(array.data)
             entry["sha256"][file] = hashlib.sha256(array.data).hexdigest()
+    entry |= extras or {}
     write_json(folder / f"{name}.json", entry)
     return entry
 

@@ -25,7 +25,7 @@ _BATCH_ROWS = 4096
 class TableSource(ABC):
     """One or more files a split, each with a column for either language; a pattern stands for its files, sorted."""
 
-    def __init__(self, config: DelimitedSourceConfig | TableSourceConfig, source_lang: str, target_lang: str) -> None:
+    def __init__(self, config: TableSourceConfig, source_lang: str, target_lang: str) -> None:
         given = {split: getattr(config, f"{split}_file") for split in SPLITS}
         self._files = {split: _find(split, name) for split, name in given.items() if name is not None}
         if not self._files:

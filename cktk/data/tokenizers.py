@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +9,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cktk.data.encoder import EncoderSpec, Role, Rows, RustEncoder
+from cktk.data.encoder import ROLES, Role, knows_languages
 from cktk.errors import DataError
 from cktk.protocols import Template
-
-ROLES: tuple[Role, ...] = ("source", "target")
-
-# Texts with which two ways to the same ids are compared: spaces, accents, scripts, symbols, lengths.
-_PROBES = ["a", "Hello world.", "  two  spaces ", "Ça et là, l'été", "汉字 と かな", "👍🏽 <s> x²", "word " * 600]
-
-_SHOWN_CODES = 60
+from cktk.utils.words import alternatives
 
 
 def open_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -67,37 +60,6 @@ def describe(tokenizer: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-def encoder_spec(tokenizer: Any, folder: Path, languages: dict[Role, str]) -> EncoderSpec:
-    """How worker processes are to encode: by ``tokenizer.json`` alone where that gives the tokenizer's own ids."""
-    if not (folder / "tokenizer.json").is_file():
-        return EncoderSpec(folder, languages, rust=False)
-    rust = RustEncoder(folder)
-    python = PythonEncoder(tokenizer, languages)
-    same = all(
-        [ids.tolist() for ids in rust(_PROBES, role).split()] == [ids.tolist() for ids in python(_PROBES, role).split()]
-        for role in ROLES
-    )
-    return EncoderSpec(folder, languages, rust=same)
-
-
-class PythonEncoder:
-    """A tokenizer as transformers runs it; targets are encoded as such, for those with a vocabulary for each side."""
-
-    def __init__(self, tokenizer: Any, languages: dict[Role, str]) -> None:
-        self._tokenizer = tokenizer
-        if knows_languages(tokenizer):
-            tokenizer.src_lang, tokenizer.tgt_lang = languages["source"], languages["target"]
-
-    def __call__(self, texts: list[str], role: Role) -> Rows:
-        text = {"text": texts} if role == "source" else {"text_target": texts}
-        return Rows.join(self._tokenizer(**text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def knows_languages(tokenizer: Any) -> bool:
-    """Whether the tokenizer marks the language of a text (mBART, NLLB, M2M-100)."""
-    return hasattr(tokenizer, "src_lang")
-
-
 def probe_templates(tokenizer: Any, languages: Sequence[str]) -> dict[Role, dict[str, Template]]:
     """What the tokenizer puts around a source and around a target text, for each of ``languages``.
 
@@ -134,11 +96,9 @@ def _check_language(tokenizer: Any, lang: str) -> None:
     table = getattr(tokenizer, "lang_code_to_token", None) or getattr(tokenizer, "lang_code_to_id", None)
     codes = list(table) if table else _marks(tokenizer)
     if lang not in codes:
-        near = [code for code in codes if code.partition("_")[0] == lang] or difflib.get_close_matches(lang, codes, n=1)
         raise DataError(
             f"--source-lang/--target-lang: {type(tokenizer).__name__} has no language {lang!r}; "
-            + (f"did you mean {near[0]}? " if near else "")
-            + f"known: {', '.join(codes[:_SHOWN_CODES])}{', ...' if len(codes) > _SHOWN_CODES else ''} "
+            f"{alternatives(lang, codes)} "
             "(files and columns may still be named without the part after the underscore)"
         )
 

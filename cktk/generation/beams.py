@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from cktk.generation.configs import SearchConfig
+from cktk.generation.constraints import NEVER
 from cktk.protocols import Hypothesis
-
-NEVER = float("-inf")
 
 
 class Limits:

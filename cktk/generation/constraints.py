@@ -27,11 +27,6 @@ def forbid_repeats(logits: Tensor, history: Tensor, size: int) -> None:
     logits[rows, windows[rows, starts, -1]] = NEVER
 
 
-def forbid(logits: Tensor, rows: Tensor, token: int) -> None:
-    """Ban ``token`` in the rows of the boolean mask ``rows`` (R)."""
-    logits[:, token].masked_fill_(rows, NEVER)
-
-
 def force(logits: Tensor, normaliser: Tensor, tokens: Tensor) -> None:
     """Allow only ``tokens`` (R), at log-probability 0, in the rows where it is not negative."""
     rows = (tokens >= 0).nonzero().flatten()

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cktk.data.tokenizers import PythonEncoder, knows_languages, probe_templates
+from cktk.data.encoder import PythonEncoder, knows_languages
+from cktk.data.tokenizers import probe_templates
 from cktk.errors import ConfigError, DataError
 from cktk.generation.beam import BeamSearch, Ids
 from cktk.generation.configs import SearchConfig

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,43 @@ from pathlib import Path
 from typing import IO, Any
 
 from cktk.errors import CktkError, DataError
+
+_TEMPORARY = re.compile(r"\..+\.(?P<process>\d+)@(?P<machine>.+)\.tmp")
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process writes what will become ``path``: a hidden neighbour that names process and machine."""
+    return path.with_name(f".{path.name}.{os.getpid()}@{platform.node()}.tmp")
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether ``path`` has a name of `temporary_path`: not there as far as the content of its folder goes."""
+    return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Remove the temporary files and folders that processes of this machine left in ``folder`` when they were killed.
+
+    Those of live processes and of other machines, whose processes cannot be seen from here, stay.
+    """
+    for path in folder.iterdir():
+        found = _TEMPORARY.fullmatch(path.name)
+        if found is None or found["machine"] != platform.node() or _is_alive(int(found["process"])):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def fsync_path(path: Path) -> None:
@@ -29,7 +68,7 @@ def atomic_file(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any
 
     Raises `CktkError` naming the file when the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         with open(temporary, mode, **options) as stream:
             yield stream
@@ -49,7 +88,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
     On any error the temporary folder is removed and ``path`` does not appear.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -84,12 +123,4 @@ def read_json(path: Path) -> Any:
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream: IO[bytes]) -> str:
-    # Python 3.10 has no hashlib.file_digest.
-    digest = hashlib.sha256()
-    while block := stream.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

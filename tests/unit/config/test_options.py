@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cktk.config.options import Option, options_of, unknown_name
+from cktk.config.options import Option, options_of
 from cktk.config.options import option as opt
 
 
@@ -24,6 +24,7 @@ class Sample:
     limit: int | None = opt(None, help="limit", minimum=0)
     betas: tuple[float, ...] = opt((0.9, 0.98), help="betas", minimum=0, maximum=1)
     pair: tuple[int, int] = opt((1, 2), help="pair")
+    paths: tuple[str, ...] = opt((), help="paths")
     mode: Literal["low", "high"] = opt("low", help="mode")
     kind: str = opt("plain", help="kind", choices=("plain", "fancy"))
     workers: int = opt(0, help="workers", resume="free")
@@ -52,6 +53,10 @@ TABLE: dict[str, Option] = {option.name: option for option in options_of(Sample)
         ("betas", ["0.9", "0.999"], (0.9, 0.999)),
         ("betas", "0.9 0.999", (0.9, 0.999)),
         ("pair", "3,4", (3, 4)),
+        ("paths", "my student", ("my student",)),
+        ("paths", "runs (old)/[1] , b,", ("runs (old)/[1]", "b")),
+        ("paths", ["a, b", "c"], ("a, b", "c")),
+        ("paths", " ", ()),
         ("mode", "high", "high"),
         ("kind", "fancy", "fancy"),
     ],
@@ -95,12 +100,6 @@ def test_fields_describe_themselves() -> None:
     assert TABLE["betas"].is_list and not TABLE["rows"].is_list
     assert TABLE["mode"].choices == ("low", "high")
     assert TABLE["workers"].meta("resume") == "free" and TABLE["rows"].meta("resume") == "same"
-
-
-def test_unknown_name_offers_the_nearest_and_lists_all() -> None:
-    words = unknown_name("cka", ["cka_kd", "kl_kd"])
-    assert "did you mean cka_kd?" in words and words.endswith("known: cka_kd, kl_kd")
-    assert "did you mean" not in unknown_name("zzzz", ["cka_kd"])
 
 
 @given(st.integers(min_value=1, max_value=100))

@@ -91,7 +91,8 @@ def test_bad_rows_are_not_written(tmp_path):
 
 def test_a_shard_is_finished_when_its_files_are_whole(tmp_path):
     assert finished_shard(tmp_path, "train-00000") is None
-    entry = write_shard(tmp_path, "train-00000", {"source": [np.array([3])]}, 100)
+    entry = write_shard(tmp_path, "train-00000", {"source": [np.array([3])]}, 100, {"text": "abc"})
+    assert entry["text"] == "abc"
     assert finished_shard(tmp_path, "train-00000") == entry
     (tmp_path / "train-00000.source.bin").write_bytes(b"\0")
     assert finished_shard(tmp_path, "train-00000") is None

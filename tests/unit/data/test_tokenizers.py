@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import MBart50Tokenizer, MBartTokenizer, NllbTokenizer, PreTrainedTokenizerFast
 
 from cktk.data import tokenizers
+from cktk.data.encoder import ROLES
+from cktk.data.encoder_spec import choose_encoder
 from cktk.errors import DataError
 from cktk.protocols import Template
 
@@ -69,7 +71,7 @@ class TestEncoding:
     def test_fast_ids_are_those_of_transformers(self, kind: Any, tmp_path: Path) -> None:
         kind(vocab=PIECES).save_pretrained(tmp_path)
         opened = tokenizers.open_tokenizer(tmp_path)
-        spec = tokenizers.encoder_spec(opened, tmp_path, {"source": "en_XX", "target": "fr_XX"})
+        spec = choose_encoder(opened, tmp_path, {"source": "en_XX", "target": "fr_XX"})
         texts = ["a house", "", "  é b  a", "x" * 3000]
         assert spec.rust
         rows = spec.open()(texts, "source")
@@ -77,7 +79,7 @@ class TestEncoding:
         slow = spec._replace(rust=False).open()
         assert all(
             [row.tolist() for row in slow(texts, role).split()] == [r.tolist() for r in rows.split()]
-            for role in tokenizers.ROLES
+            for role in ROLES
         )
 
     def test_ids_are_never_cut_or_padded(self, tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ class TestEncoding:
         tokenizer.backend_tokenizer.enable_padding(length=8)
         tokenizer.save_pretrained(tmp_path)
         opened = tokenizers.open_tokenizer(tmp_path)
-        encode = tokenizers.encoder_spec(opened, tmp_path, {"source": "en", "target": "fr"}).open()
+        encode = choose_encoder(opened, tmp_path, {"source": "en", "target": "fr"}).open()
         assert encode(["a b " * 10, "a"], "source").lengths.tolist() == [20, 1]
 
 

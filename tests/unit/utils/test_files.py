@@ -5,13 +5,25 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cktk.errors import CktkError, DataError
 from cktk.utils import files
-from cktk.utils.files import atomic_file, atomic_folder, read_json, sha256_file, write_json
+from cktk.utils.files import (
+    atomic_file,
+    atomic_folder,
+    is_temporary,
+    read_json,
+    sha256_file,
+    sweep_temporaries,
+    temporary_path,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -137,3 +149,33 @@ def test_checksums_agree_with_hashlib(tmp_path: Path, size: int) -> None:
     content = os.urandom(size)
     (tmp_path / "x").write_bytes(content)
     assert sha256_file(tmp_path / "x") == hashlib.sha256(content).hexdigest()
+
+
+def test_only_what_is_being_written_is_temporary(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "model") as folder, atomic_file(tmp_path / "a.b.bin"):
+        assert is_temporary(folder)
+        assert len(names(tmp_path)) == 2 and all(map(is_temporary, tmp_path.iterdir()))
+    assert not any(map(is_temporary, tmp_path.iterdir()))
+    assert not any(is_temporary(tmp_path / name) for name in (".notes.tmp", "x.12.tmp", "x.12@here.tmp", ".x.12@here"))
+
+
+def test_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom cktk.utils.files import atomic_file, atomic_folder\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "with atomic_folder(folder / 'model') as inner, atomic_file(folder / 'file'):\n"
+        "    (inner / 'half').write_text('half')\n"
+        "    os.kill(os.getpid(), 9)"
+    )
+    root = Path(__file__).resolve().parents[3]
+    assert subprocess.run([sys.executable, "-c", script], cwd=root, check=False).returncode == -9
+    left = set(names(tmp_path))
+    assert len(left) == 2
+    dead = next(iter(left)).rpartition("@")[0].rpartition(".")[2]
+    mine = temporary_path(tmp_path / "mine")
+    kept = {mine.name, f".other.{dead}@another.machine.tmp", f".parent.{os.getppid()}@{platform.node()}.tmp", "file"}
+    for name in kept:
+        (tmp_path / name).write_text("kept")
+    (tmp_path / f".link.{dead}@{platform.node()}.tmp").symlink_to(tmp_path / "file")
+    sweep_temporaries(tmp_path)
+    assert set(names(tmp_path)) == kept
