@@ -91,6 +91,45 @@ def test_imports_point_downward(module: str) -> None:
     assert violations(module, MODULES[module].read_text(encoding="utf-8")) == []
 
 
+class RunTime(ast.NodeTransformer):
+    """Drops what only type checkers read."""
+
+    def visit_If(self, node: ast.If) -> ast.AST | None:
+        return None if getattr(node.test, "id", "") == "TYPE_CHECKING" else self.generic_visit(node)
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Each way from a module back to itself that a depth-first walk meets."""
+    found, finished = [], set()
+
+    def visit(name: str, way: list[str]) -> None:
+        if name in way:
+            found.append([*way[way.index(name) :], name])
+        elif name not in finished:
+            for other in sorted(graph.get(name, ())):
+                visit(other, [*way, name])
+            finished.add(name)
+
+    for name in graph:
+        visit(name, [])
+    return found
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    graph = {}
+    for module, path in MODULES.items():
+        tree = RunTime().visit(ast.parse(path.read_text(encoding="utf-8")))
+        names = {name for _, name in imports(tree)}
+        # ``from a.b import c`` names the module a.b.c or something in a.b.
+        graph[module] = {name if name in MODULES else name.rpartition(".")[0] for name in names} & MODULES.keys()
+    assert sum(map(len, graph.values())) > len(graph)
+    assert circles(graph) == []
+
+
+def test_circles_are_seen() -> None:
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": {"d"}, "d": {"b"}}) == [["b", "c", "d", "b"]]
+
+
 def test_package_root_imports_nothing() -> None:
     assert list(imports(ast.parse(MODULES["cktk"].read_text(encoding="utf-8")))) == []
 
