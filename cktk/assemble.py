@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from cktk.engine.checkpoint import Checkpoint, CheckpointStore, read_checkpoint
 from cktk.engine.configs import CheckpointConfig, ModelsConfig, RunConfig, UpdateConfig, ValidationConfig
 from cktk.engine.dry_run import dry_run
 from cktk.engine.ema import WeightAverage
-from cktk.engine.run_directory import check, prepare
+from cktk.engine.run_directory import claimed, record
 from cktk.engine.step import Autocast, FrozenTeacher, Step
 from cktk.engine.trainer import Parts, Trainer
 from cktk.engine.update import Updater
@@ -61,23 +62,29 @@ def train(settings: Settings) -> None:
             trainer, models = build(settings, world, None)
             dry_run(trainer.parts, layer_table(models.pairs))
             return
-        run, text, free = Path(config.save_dir), settings.to_yaml(), settings.free_on_resume()
-        check(run, text, free)
-        checkpoint = _checkpoint(run, settings.section(CheckpointConfig))
-        trainer, models = build(settings, world, checkpoint)
-        if checkpoint and trainer.finished():
-            logger.info("nothing to do: %s is already at the end that the limits set", checkpoint.folder)
-            return
-        if models.pairs:
-            logger.info("layer map (student state <- teacher state):\n%s", layer_table(models.pairs))
-        # Only now, when everything could be built, does the run directory get its first file.
-        world.barrier()
-        if world.is_main:
-            prepare(run, text)
-            trainer.watch(_log(config, checkpoint), ProgressBar(trainer.fraction_done()))
-        trainer.run()
+        run, free = Path(config.save_dir), settings.free_on_resume()
+        with claimed(run, settings.to_yaml(), free) if world.is_main else nullcontext():
+            world.barrier()
+            _train_in(run, settings, world)
     finally:
         distributed.stop()
+
+
+def _train_in(run: Path, settings: Settings, world: World) -> None:
+    """Train in the run directory ``run``, which this process holds."""
+    config = settings.section(RunConfig)
+    checkpoint = _checkpoint(run, settings.section(CheckpointConfig))
+    trainer, models = build(settings, world, checkpoint)
+    if checkpoint and trainer.finished():
+        logger.info("nothing to do: %s is already at the end that the limits set", checkpoint.folder)
+        return
+    if models.pairs:
+        logger.info("layer map (student state <- teacher state):\n%s", layer_table(models.pairs))
+    if world.is_main:
+        # Only now, when everything could be built, does the run directory get its first file.
+        record(run, settings.to_yaml())
+        trainer.watch(_log(config, checkpoint), ProgressBar(trainer.fraction_done()))
+    trainer.run()
 
 
 def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tuple[Trainer, Models]:
@@ -85,6 +92,8 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
     run, updates = settings.section(RunConfig), settings.section(UpdateConfig)
     validation = settings.section(ValidationConfig)
     data = DataFolder(settings.section(ModelsConfig).data)
+    if world.is_main and settings.section(ModelsConfig).verify_data:
+        data.verify()
     seed_everything_from(run.seed)
     models = _models(settings, data, world, checkpoint)
     task = _task(settings, data, models)

@@ -114,8 +114,8 @@ _HIDDEN = {"epoch", "grad_norm"}
 
 
 def describe(values: Mapping[str, float]) -> str:
-    """``loss 3.214 ce 2.90 kl 0.31``: the figures in short, without those that belong to single layers."""
-    shown = [(name, value) for name, value in values.items() if "/" not in name and name not in _HIDDEN]
+    """``loss 3.214 ce 2.90 kl 0.31``: the figures in short, without those of single layer pairs."""
+    shown = [(name, value) for name, value in values.items() if "<-" not in name and name not in _HIDDEN]
     shown.sort(key=lambda item: item[0] != "loss")
     short = {"target_tokens_per_second": "tokens/s"}
     return " ".join(f"{short.get(name, name)} {value:.4g}" for name, value in shown)

@@ -145,13 +145,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         sums = read_json(folder / SUMS)
     except DataError as error:
         raise CheckpointError(f"{folder} is not a whole checkpoint ({error})") from error
+    if not isinstance(sums, dict):
+        raise CheckpointError(f"{folder / SUMS} is damaged (no list of checksums)")
     for name, expected in sums.items():
         path = folder / name
         if not path.is_file() or sha256_file(path) != expected:
             raise CheckpointError(f"{path} is missing or damaged (its checksum differs)")
     state = read_json(folder / "trainer.json")
-    if state["schema"] != SCHEMA:
-        raise CheckpointError(f"{folder}: schema {state['schema']!r} is not the {SCHEMA} that this cktk reads")
+    if state.get("schema") != SCHEMA:
+        raise CheckpointError(f"{folder}: schema {state.get('schema')!r} is not the {SCHEMA} that this cktk reads")
     return Checkpoint(folder, state, load_file(folder / "trainer.safetensors"))
 
 
@@ -169,6 +171,30 @@ def optimizer_state(
     return tensors, plain
 
 
+_OTHER_RUN = "use --reset-optimizer, or --finetune-from-model to take nothing but the weights"
+
+
+def restore_criterion(criterion: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put projectors back; raises `CheckpointError` if they are those of another criterion."""
+    try:
+        criterion.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(
+            "the checkpoint's projectors are those of another --criterion or student; "
+            "use --finetune-from-model to take nothing but the weights"
+        ) from error
+
+
+def restore_raw_weights(student: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back the weights to train on, where the student folder holds their moving average."""
+    weights = dict(student.named_parameters())
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if name not in weights:
+                raise CheckpointError(f"the checkpoint holds weights {name}, which this student has not")
+            weights[name].copy_(tensor)
+
+
 def restore_optimizer(
     optimizer: torch.optim.Optimizer,
     parameters: Iterable[tuple[str, nn.Parameter]],
@@ -182,10 +208,8 @@ def restore_optimizer(
     index = {parameter: position for position, parameter in enumerate(order)}
     for name, value in [*tensors.items(), *plain.items()]:
         owner, _, key = name.rpartition("/")
-        if owner not in known:
-            raise CheckpointError(
-                f"the optimizer state names {owner}, which this student has not; use --reset-optimizer"
-            )
+        if owner not in known or known[owner] not in index:
+            raise CheckpointError(f"the optimizer state names {owner}, which this run does not train; {_OTHER_RUN}")
         state.setdefault(index[known[owner]], {})[key] = value
     # load_state_dict knows where each optimizer keeps its step counts; the groups stay those of the flags.
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from cktk.distributed.world import World
@@ -22,7 +21,9 @@ from cktk.engine.checkpoint import (
     CheckpointStore,
     checkpoint_name,
     optimizer_state,
+    restore_criterion,
     restore_optimizer,
+    restore_raw_weights,
 )
 from cktk.engine.configs import CheckpointConfig, UpdateConfig, ValidationConfig
 from cktk.engine.ema import WeightAverage
@@ -236,17 +237,13 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from ``checkpoint``; the student's weights are those of its ``student/`` folder already."""
         state, updater = checkpoint.state, self.parts.updater
-        updater.step.criterion.load_state_dict(checkpoint.section("criterion"))
+        restore_criterion(updater.step.criterion, checkpoint.section("criterion"))
         if not self._checkpoints.reset_optimizer:
             restore_optimizer(
                 updater.optimizer, updater.step.named_parameters(), checkpoint.section("optimizer"), state["optimizer"]
             )
             updater.scaler.load_state_dict(state["scaler"])
-        with torch.no_grad():
-            # With a moving average, student/ holds the average, and the weights to train on lie beside it.
-            weights = dict(updater.step.student.named_parameters())
-            for name, tensor in checkpoint.section("student").items():
-                weights[name].copy_(tensor)
+        restore_raw_weights(updater.step.student, checkpoint.section("student"))
         if not self._checkpoints.reset_dataloader:
             self.parts.data.load_state_dict(state["data"])
         self.update, self._validated_at = state["update"], state["validated_at"]

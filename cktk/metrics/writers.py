@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from cktk.errors import CktkError
+
 
 class Writer(Protocol):
     """Takes the figures of one moment: ``group`` is train, valid or speed."""
@@ -34,8 +36,11 @@ class JsonlWriter:
 
     def write(self, group: str, update: int, values: Mapping[str, float]) -> None:
         record = {"group": group, "update": update, **values}
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise CktkError(f"cannot write {self._file.name}: {error.strerror}; the last checkpoint is whole") from error
 
     def position(self) -> int:
         """Bytes written so far; a checkpoint keeps this number."""
