@@ -100,7 +100,7 @@ class Command:
         """Parse ``argv`` (default: the process's) and the run file it names; raises `ConfigError`."""
         arguments = list(sys.argv[1:] if argv is None else argv)
         early, others = self._early_parser().parse_known_args(arguments)
-        written = read_run_file(Path(early.config)) if early.config else {}
+        written = read_run_file(_only_one(early.config)) if early.config else {}
         user_dir = early.user_dir or (written["user_dir"].raw if "user_dir" in written else None)
         if self.load_plugins:
             self.load_plugins(str(user_dir) if user_dir else None)
@@ -116,7 +116,7 @@ class Command:
 
     def _early_parser(self) -> argparse.ArgumentParser:
         parser = _Parser(prog=self.prog, add_help=False, allow_abbrev=False, argument_default=None)
-        parser.add_argument("--config")
+        parser.add_argument("--config", action="append")
         parser.add_argument("--user-dir")
         for component in self.components:
             parser.add_argument("--" + component.flag)
@@ -235,6 +235,12 @@ def _typed_values(table: Mapping[str, _Owned], written: Mapping[str, Written]) -
     return values
 
 
+def _only_one(configs: Sequence[str]) -> Path:
+    if len(configs) > 1:
+        raise ConfigError(f"--config is given twice, {configs[0]} and {configs[1]}; name one as the `base:` of the other")
+    return Path(configs[0])
+
+
 def _glance(arguments: Sequence[str]) -> dict[str, Raw]:
     """The options among ``arguments`` as written, before it is known which ones there are."""
     given: dict[str, Raw] = {}
@@ -292,4 +298,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        flag, found, _ = message.removeprefix("argument ").partition(": expected one argument")
+        if found:
+            raise ConfigError(f"{flag} needs a value (one that begins with a dash is joined to it: {flag}=-VALUE)")
         raise ConfigError(message)

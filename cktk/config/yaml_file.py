@@ -40,6 +40,8 @@ def _read_one(path: Path) -> dict[str, Written]:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except FileNotFoundError as error:
         raise ConfigError(f"{path}: no such run file") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"{path}: is a folder; give a run file, such as a run's config.yaml") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from error
     except yaml.YAMLError as error:

@@ -98,6 +98,11 @@ def test_the_written_settings_give_the_same_settings_again(tmp_path: Path) -> No
     assert again.to_yaml() == first.to_yaml()
 
 
+def test_a_value_may_begin_with_a_dash(tmp_path: Path) -> None:
+    assert command().parse(["bin", "--source-lang=-x"]).section(Run).source_lang == "-x"
+    assert command().parse(["bin", "--source-lang", "-"]).section(Run).source_lang == "-"
+
+
 def test_what_may_change_on_resume_is_marked() -> None:
     assert command().parse(["bin"]).free_on_resume() == {"num_workers"}
 
@@ -115,7 +120,15 @@ def test_what_may_change_on_resume_is_marked() -> None:
         (["bin", "--colour", "green"], "plug-ins are loaded with --user-dir"),
         (["bin", "--shade", "1"], "--shade belongs to --colour blue, which was not chosen"),
         (["bin", "more"], "unexpected argument 'more'"),
-        (["bin", "--lr"], "expected one argument"),
+        (["bin", "--lr"], "^--lr needs a value"),
+        (["bin", "--lr", "-1"], "--lr: -1 is out of range: must be above 0"),
+        (["bin", "--lr=-1e-3"], "--lr: -1e-3 is out of range: must be above 0"),
+        (["bin", "--lr", "-1e-3"], "^--lr needs a value .one that begins with a dash is joined to it: --lr=-VALUE.$"),
+        (["bin", "--colour", "--lr=1"], "^--colour needs a value"),
+        (["bin", "--source-lang", "-x"], "^--source-lang needs a value"),
+        (["bin", "--config", "a.yaml", "--lr=1", "--config=b.yaml"], "^--config is given twice, a.yaml and b.yaml"),
+        (["bin", "--config", "--lr=1"], "^--config needs a value"),
+        (["bin", "-lr", "1"], "^unknown flag -lr; did you mean --lr"),
     ],
 )
 def test_bad_flags_get_one_clear_line(argv: list[str], words: str) -> None:
