@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cktk.config.command import Command, Settings
@@ -14,6 +13,7 @@ from cktk.errors import ConfigError
 from cktk.evaluation.configs import EvaluateConfig
 from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
 from cktk.plugins import load_plugins
+from cktk_cli import lines
 from cktk_cli.progress import SentenceBar
 from cktk_cli.run import run_command
 
@@ -35,8 +35,12 @@ def evaluate(settings: Settings) -> None:
     config = settings.section(EvaluateConfig)
     _check(config)
     if config.hypothesis is not None:
-        rows = [{"name": config.hypothesis, **_scores(_lines(config.hypothesis), _lines(str(config.reference)))}]
+        texts = list(lines.read(config.hypothesis)), list(lines.read(str(config.reference)))
+        rows = [{"name": config.hypothesis, **_scores(*texts)}]
     else:
+        if config.reference is not None:
+            expected = lines.rows_of_split(str(config.data_bin), config.gen_subset)
+            lines.check_paired("--reference", config.reference, expected, f"the {config.gen_subset} split")
         rows = [_measure(path, settings) for path in config.path]
     if config.json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
@@ -66,7 +70,7 @@ def _measure(path: str, settings: Settings) -> dict[str, Any]:
         started = time.perf_counter()
         found = split.translate(config.gen_subset, on_progress=bar)
         seconds = time.perf_counter() - started
-    references = _lines(config.reference) if config.reference else split.references(config.gen_subset)
+    references = list(lines.read(config.reference)) if config.reference else split.references(config.gen_subset)
     folder = student_folder(path)
     return {
         "name": path,
@@ -83,12 +87,6 @@ def _scores(hypotheses: list[str], references: list[str]) -> dict[str, Any]:
     from cktk.evaluation.bleu import score_translations
 
     return vars(score_translations(hypotheses, references)).copy()
-
-
-def _lines(name: str) -> list[str]:
-    from cktk.data.text import read_lines
-
-    return list(read_lines(Path(name)))
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from cktk.config.command import Command, Settings
+from cktk.data.text import decode_lines
 from cktk.errors import ConfigError, DataError
 from cktk.generation.configs import GenerateConfig, ModelConfig, SearchBatchConfig, SearchConfig
 from cktk.plugins import load_plugins
 from cktk.utils.files import atomic_file
+from cktk_cli import lines
 from cktk_cli.progress import SentenceBar
 from cktk_cli.run import run_command
 
@@ -41,6 +43,7 @@ def generate(settings: Settings) -> None:
     for flag, name in (("--input", config.input), ("--prefix", config.prefix), ("--reference", config.reference)):
         if name not in (None, "-") and not Path(str(name)).exists():
             raise ConfigError(f"{flag} {name}: no such file")
+    _check_lines(config)
     # transformers takes seconds to import: only after the flags and files have been looked at.
     from cktk.hub import open_split, open_translator
 
@@ -59,8 +62,18 @@ def generate(settings: Settings) -> None:
         from cktk.evaluation.bleu import score_translations
 
         where = sys.stderr if config.output is None else sys.stdout
-        references = list(_lines(config.reference)) if config.reference else split.references(config.gen_subset)
+        references = list(lines.read(config.reference)) if config.reference else split.references(config.gen_subset)
         print(score_translations(best, references), file=where)
+
+
+def _check_lines(config: GenerateConfig) -> None:
+    if config.prefix is None and config.reference is None:
+        return
+    rows, what = lines.count(config.input), config.input
+    if config.data_bin:
+        rows, what = lines.rows_of_split(config.data_bin, config.gen_subset), f"the {config.gen_subset} split"
+    lines.check_paired("--prefix", config.prefix, rows, what)
+    lines.check_paired("--reference", config.reference if config.scoring else None, rows, what)
 
 
 def _write(found: Iterator[Any], config: GenerateConfig, scores: bool) -> list[str]:
@@ -79,28 +92,28 @@ def _write(found: Iterator[Any], config: GenerateConfig, scores: bool) -> list[s
 
 
 def _split_translations(config: GenerateConfig, split: Any) -> Iterator[Any]:
-    prefixes = None if config.prefix is None else list(_lines(config.prefix))
+    prefixes = None if config.prefix is None else list(lines.read(config.prefix))
     with SentenceBar(config.gen_subset, len(split.data.split(config.gen_subset))) as bar:
         yield from split.translate(config.gen_subset, prefixes, bar)
 
 
 def _line_translations(config: GenerateConfig, translator: Any) -> Iterator[Any]:
-    lines, total = _input(config.input)
-    prefixes = None if config.prefix is None else _lines(config.prefix)
-    with SentenceBar("translating", total) as bar:
-        yield from _windows(translator, lines, prefixes, config, bar)
+    sources = decode_lines(sys.stdin.buffer, "stdin") if config.input == "-" else lines.read(config.input)
+    prefixes = None if config.prefix is None else lines.read(config.prefix)
+    with SentenceBar("translating", lines.count(config.input)) as bar:
+        yield from _windows(translator, sources, prefixes, config, bar)
 
 
 def _windows(
     translator: Any,
-    lines: Iterator[str],
+    sources: Iterator[str],
     prefixes: Iterator[str] | None,
     config: GenerateConfig,
     on_progress: Callable[[int], None],
 ) -> Iterator[Any]:
     """Translate ``--buffer-size`` lines at a time: memory stays bounded however long the input is."""
     seen = 0
-    while window := list(islice(lines, config.buffer_size)):
+    while window := list(islice(sources, config.buffer_size)):
         begin = None if prefixes is None else list(islice(prefixes, len(window)))
         seen += len(window)
         if begin is not None and len(begin) < len(window):
@@ -108,21 +121,6 @@ def _windows(
         yield from translator.translate_nbest(window, begin, on_progress)
     if prefixes is not None and next(prefixes, None) is not None:
         raise DataError(f"--prefix {config.prefix}: more lines than the input ({seen}); give one line per input line")
-
-
-def _lines(name: str) -> Iterator[str]:
-    from cktk.data.text import read_lines
-
-    return read_lines(Path(name))
-
-
-def _input(name: str) -> tuple[Iterator[str], int | None]:
-    from cktk.data.text import count_lines, decode_lines
-
-    if name == "-":
-        return decode_lines(sys.stdin.buffer, "stdin"), None
-    # What is no plain file, such as a pipe, can be read only once.
-    return _lines(name), count_lines(Path(name)) if Path(name).is_file() else None
 
 
 @contextmanager

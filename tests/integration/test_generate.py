@@ -126,14 +126,11 @@ def test_bad_calls_are_one_line(
     folder: Path, binarised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = write(tmp_path / "in", LINES)
-    short = write(tmp_path / "short", ["a"])
     model = ["--path", str(folder)]
     calls = {
         "--scoring sacrebleu needs --reference": [*model, "--input", source, "--scoring", "sacrebleu"],
         "--nbest 9 is more than --beam 5": [*model, "--input", source, "--nbest", "9"],
         "--input gone: no such file": [*model, "--input", "gone"],
-        "fewer lines than the input": [*model, "--input", source, "--prefix", short, *FLAGS],
-        "more lines than the input": [*model, "--input", short, "--prefix", source, *FLAGS],
         "did you mean test?": [str(binarised), *model, "--gen-subset", "tests"],
         "holds en and fr": [str(binarised), *model, "--source-lang", "de"],
         "holds no model": ["--path", str(tmp_path), "--input", source],
@@ -143,6 +140,37 @@ def test_bad_calls_are_one_line(
     }
     for message, call in calls.items():
         assert message in error_of(capsys, generate(call))
+
+
+def test_lines_are_counted_before_anything_is_loaded(
+    binarised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, short = write(tmp_path / "in", LINES), write(tmp_path / "short", ["a"])
+    model, scoring = ["--path", "no model"], ["--scoring", "sacrebleu"]
+    for command, call, message in (
+        (generate, ["--input", source, "--prefix", short], f"--prefix {short}: 1 lines, but {source} has 5"),
+        (generate, ["--input", short, "--reference", source, *scoring], f"{source}: 5 lines, but {short} has 1"),
+        (generate, [str(binarised), "--prefix", short], "1 lines, but the test split has 5"),
+        (generate, [str(binarised), "--reference", short, *scoring], "1 lines, but the test split has 5"),
+        (evaluate, [str(binarised), "--reference", short], "1 lines, but the test split has 5"),
+    ):
+        assert message in error_of(capsys, command([*call, *model]))
+
+
+@pytest.mark.parametrize(("prefixes", "words"), [(1, "fewer lines than the input"), (6, "more lines than the input")])
+def test_lines_of_a_stream_are_counted_as_they_come(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    prefixes: int,
+    words: str,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(LINES).encode())))
+    prefix, out = write(tmp_path / "prefix", ["a"] * prefixes), tmp_path / "out"
+    call = ["--path", str(folder), "--prefix", prefix, "--output", str(out), *FLAGS]
+    assert words in error_of(capsys, generate(call))
+    assert not out.exists()
 
 
 def test_tokenizer_of_the_data_has_to_be_the_model_s(
