@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import platform
 import random
 import re
+import subprocess
 from pathlib import Path
 
 import datasets
@@ -253,6 +255,19 @@ class TestErrors:
         write(text / "valid.en", ["changed"] * len(VALID))
         assert "valid-00000: was made from other text" in fails(capsys, arguments)
         assert contents(dest) == before
+
+    def test_left_overs_of_killed_processes_go(self, text: Path, tokenizer: str, tmp_path: Path) -> None:
+        dest = tmp_path / "bin"
+        with subprocess.Popen(["true"]) as dead:
+            pass
+        left = dest / f".tokenizer.{dead.pid}@{platform.node()}.tmp"
+        left.mkdir(parents=True)
+        (left / "tokenizer.json").write_text("{")
+        elsewhere = dest / f".train-00000.source.bin.{dead.pid}@another.machine.tmp"
+        elsewhere.write_bytes(b"half")
+        assert main(command(text, dest, "--tokenizer", tokenizer)) == 0
+        assert not left.exists()
+        assert elsewhere.exists()
 
     def test_full_disk_leaves_nothing_that_looks_whole(
         self,
