@@ -7,34 +7,25 @@ from typing import Any
 
 import torch
 
+from cktk.architectures.family import family_of, registered_family
+from cktk.architectures.folders import model_folder
 from cktk.architectures.initialise import initialise
 from cktk.architectures.loading import load_config, load_model, load_tokenizer
 from cktk.architectures.spec import StudentSpec
 from cktk.architectures.vocabulary import check_vocabularies, folder_vocabulary
 from cktk.data.shards import DataFolder
-from cktk.engine.checkpoint import BEST, LAST
 from cktk.errors import CheckpointError
 from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
 from cktk.generation.translator import Translator
-from cktk.registry import ARCHITECTURES
 from cktk.tasks.decoding import SplitTranslator
 
 
 def student_folder(path: str | Path) -> Path:
     """The model folder that ``path`` means: itself, the student of a checkpoint, or the best (else last) of a run.
 
-    A path that is no folder is returned as it is: it may be a hub name. Raises `CheckpointError` for a folder
-    without a model.
+    A hub name is returned as it is. Raises `CheckpointError` for a folder without a model.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        return folder
-    for candidate in (folder, folder / "student", folder / BEST / "student", folder / LAST / "student"):
-        if (candidate / "config.json").is_file():
-            return candidate
-    raise CheckpointError(
-        f"{folder}: holds no model; give a student folder, a checkpoint folder, or the run directory of cktk-train"
-    )
+    return Path(model_folder(path))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -67,12 +58,14 @@ def student(
     ``path`` is a student folder, a checkpoint folder, a run directory or a hub name; ``search`` are the fields of
     `SearchConfig` (``beam``, ``lenpen``, ...). Raises `CheckpointError` if there is no such model, or a damaged one.
     """
-    folder = student_folder(path)
-    model = load_model(folder, allow_bin_weights=allow_bin_weights, device=resolve_device(device))
+    model = load_model(path, allow_bin_weights=allow_bin_weights, device=resolve_device(device))
+    family = family_of(model.config.model_type, path)
     return Translator(
         model,
-        load_tokenizer(folder),
+        load_tokenizer(path),
         SearchConfig(**search),
+        decoder_start=family.decoder_start(model.config),
+        positions=family.shape(model.config).positions,
         source_lang=source_lang,
         target_lang=target_lang,
         max_source_positions=max_source_positions,
@@ -106,12 +99,11 @@ def open_split(
     Raises `ConfigError` if their tokenizers differ, besides what opening either raises.
     """
     data = DataFolder(data_bin)
-    folder = student_folder(path)
     check_vocabularies(
-        folder_vocabulary(f"the model {path}", folder, load_config(folder).vocab_size),
+        folder_vocabulary(f"the model {path}", path, load_config(path).vocab_size),
         folder_vocabulary(f"the data {data_bin}", data.tokenizer_path, data.vocab_size, data.fingerprint),
     )
-    translator = open_translator(folder, model, search, batches)
+    translator = open_translator(path, model, search, batches)
     return SplitTranslator(translator, data, model.source_lang, model.target_lang)
 
 
@@ -125,6 +117,7 @@ def build_student(
     heads: int | None = None,
     teacher: str | Path | None = None,
     init: str = "random",
+    init_checkpoint: str | Path | None = None,
     vocab_size: int | None = None,
     max_positions: int = 1024,
     allow_bin_weights: bool = False,
@@ -133,8 +126,13 @@ def build_student(
 
     With a ``teacher`` (folder or hub name) vocabulary, positions and special tokens are the teacher's, and ``init`` may
     take weights from it; otherwise sizes are those given and special tokens those of the family's published models.
+    ``init_checkpoint`` is the earlier student of ``init="checkpoint"``. Raises `ConfigError` where these do not fit.
     """
-    family = ARCHITECTURES.target(arch)()
+    family = registered_family(arch)
+    earlier = None
+    if init_checkpoint is not None:
+        earlier = load_model(init_checkpoint, allow_bin_weights=allow_bin_weights)
+        family.check_type(earlier.config, f"the model {init_checkpoint}")
     spec = StudentSpec(
         width=width,
         encoder_layers=encoder_layers,
@@ -154,11 +152,11 @@ def build_student(
             spec=spec,
         )
         model = family.student(config, spec)
-        initialise(model, init)
+        initialise(model, init, checkpoint=earlier)
         family.set_generation(model)
         return model
-    source = load_model(student_folder(teacher), allow_bin_weights=allow_bin_weights)
+    source = load_model(teacher, allow_bin_weights=allow_bin_weights)
     model = family.student(source.config, spec)
-    initialise(model, init, teacher=source)
+    initialise(model, init, teacher=source, checkpoint=earlier)
     family.set_generation(model, source.generation_config)
     return model

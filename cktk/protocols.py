@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -147,6 +147,41 @@ class Template:
 
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
+
+    def decoding_start(self, fixed: int | None) -> DecodingStart:
+        """How decoding starts where this stands around targets.
+
+        ``fixed`` is the token that the model always starts with. None is mBART's rule: the last token of a target
+        comes first, and what the template puts in front of every text (mBART-50's language code) has to follow.
+        """
+        if fixed is not None:
+            return DecodingStart(fixed, None)
+        return DecodingStart(self.suffix[-1] if self.suffix else None, self.prefix[0] if self.prefix else None)
+
+
+class DecodingStart(NamedTuple):
+    """The decoder's first input, and the token that it has to give next; None leaves either to the model."""
+
+    token: int | None
+    forced_bos: int | None
+
+
+@dataclass(frozen=True)
+class SideShape:
+    """Sizes of the layers on one side of a model."""
+
+    layers: int
+    ffn_width: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a model. ``sides`` holds only the sides that it has; ``positions`` is None where there is no limit."""
+
+    width: int
+    sides: Mapping[Side, SideShape]
+    positions: int | None
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,36 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar
 
+from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from cktk.architectures.adapter import Seq2SeqAdapter
+from cktk.architectures.family import Family
 from cktk.architectures.spec import HEAD_WIDTH, StudentSpec, choose_ffn_width, choose_heads
 from cktk.errors import ConfigError
-from cktk.protocols import Template
+from cktk.protocols import ModelShape, Side, SideShape, Template
+
+_SIDES: tuple[Side, ...] = ("encoder", "decoder")
 
 
-class BartFamily:
+class BartFamily(Family):
     """Students that are plain ``BartForConditionalGeneration`` models."""
 
     model_type: ClassVar[str] = "bart"
     config_class: ClassVar[type[Any]] = BartConfig
     model_class: ClassVar[type[PreTrainedModel]] = BartForConditionalGeneration
+
+    def shape(self, config: Any) -> ModelShape:
+        """See `Family.shape`."""
+        sides = {
+            side: SideShape(
+                layers=int(getattr(config, f"{side}_layers")),
+                ffn_width=int(getattr(config, f"{side}_ffn_dim")),
+                heads=int(getattr(config, f"{side}_attention_heads")),
+            )
+            for side in _SIDES
+        }
+        return ModelShape(config.d_model, sides, config.max_position_embeddings)
 
     def student_config(self, teacher_config: PreTrainedConfig, spec: StudentSpec) -> PreTrainedConfig:
         """The teacher's configuration with the sizes of ``spec``; vocabulary, positions and special ids stay.
@@ -25,11 +42,7 @@ class BartFamily:
         LayerDrop is off, since a dropped layer has no state to match. Raises `ConfigError` when the teacher is of
         another family or the heads do not divide the width.
         """
-        if teacher_config.model_type != self.model_type:
-            raise ConfigError(
-                f"--arch {self.model_type} does not fit the teacher, whose model type is "
-                f"{teacher_config.model_type}: use --arch {teacher_config.model_type}"
-            )
+        self.check_type(teacher_config, "the teacher")
         config = copy.deepcopy(teacher_config)
         self._resize(config, spec)
         if spec.dropout is not None:
@@ -41,7 +54,7 @@ class BartFamily:
     @staticmethod
     def _resize(config: Any, spec: StudentSpec) -> None:
         width = spec.width or config.d_model
-        for side in ("encoder", "decoder"):
+        for side in _SIDES:
             head_width = config.d_model // getattr(config, f"{side}_attention_heads")
             ffn_width = choose_ffn_width(spec.ffn_width, width, config.d_model, getattr(config, f"{side}_ffn_dim"))
             setattr(config, f"{side}_ffn_dim", ffn_width)
@@ -88,27 +101,43 @@ class BartFamily:
         )
         return config
 
-    def build(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """A model of ``config`` with random weights in fp32, in train mode."""
-        return self.model_class(config)
+    def adapter(self, model: PreTrainedModel) -> Seq2SeqAdapter:
+        """See `Family.adapter`."""
+        return Seq2SeqAdapter(model)
 
-    def student(self, teacher_config: PreTrainedConfig, spec: StudentSpec) -> PreTrainedModel:
-        """A student with random weights; `cktk.architectures.initialise` gives it others."""
-        return self.build(self.student_config(teacher_config, spec))
+    def layer_prefix(self, side: Side) -> str:
+        """See `Family.layer_prefix`."""
+        return f"model.{side}.layers."
 
-    def decoder_start(self, config: PreTrainedConfig) -> int | None:
-        """The id that every decoder input begins with, or None where it is the last label (mBART)."""
+    def stack(self, model: Any, side: Side) -> nn.Module:
+        """See `Family.stack`."""
+        stack: nn.Module = model.get_encoder() if side == "encoder" else model.get_decoder()
+        return stack
+
+    def embeddings(self, model: Any) -> list[nn.Parameter]:
+        """See `Family.embeddings`."""
+        stacks: list[Any] = [self.stack(model, side) for side in _SIDES]
+        modules = [model.get_input_embeddings()]
+        modules += [module for stack in stacks for module in (stack.embed_tokens, stack.embed_positions)]
+        return [module.weight for module in modules]
+
+    def head(self, model: Any) -> nn.Module:
+        """See `Family.head`."""
+        head: nn.Module = model.get_output_embeddings()
+        return head
+
+    def decoder_start(self, config: Any) -> int | None:
+        """See `Family.decoder_start`."""
         start = config.decoder_start_token_id
         return int(start if start is not None else _first(config.eos_token_id))
 
     def set_generation(
         self, student: PreTrainedModel, inherited: GenerationConfig | None = None, target: Template | None = None
     ) -> None:
-        """Give ``student`` the generation settings that plain transformers' ``generate`` needs.
+        """See `Family.set_generation`.
 
-        They are the teacher's (``inherited``) where there is one, completed from the model's configuration: special
-        ids, decoder start, and a maximum length where none is set (transformers would stop at 20 tokens). ``target``
-        is the template of target texts, from which mBART reads its language.
+        What is ``inherited`` is completed from the model's configuration: special ids, decoder start, and a maximum
+        length where none is set (transformers would stop at 20 tokens). mBART reads its language from ``target``.
         """
         config: Any = student.config
         settings: Any = copy.deepcopy(inherited if inherited is not None else student.generation_config)

@@ -7,26 +7,15 @@ Matching" (ICLR 2025); ``copy`` from distilBART (Shleifer and Rush, 2020) and Di
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from transformers import PreTrainedModel
 
-from cktk.architectures.layer_map import SIDES, layer_count, spread_layers, truncated_layers
+from cktk.architectures.family import family_of
+from cktk.architectures.layer_map import spread_layers, truncated_layers
 from cktk.errors import ConfigError
-
-_LAYER = re.compile(r"model\.(encoder|decoder)\.layers\.(\d+)\.")
-
-#: What has to fit between a student and the source of its weights: configuration field and the flag that sets it.
-_RESIZABLE = (
-    ("d_model", "--width"),
-    ("encoder_ffn_dim", "--ffn-width"),
-    ("decoder_ffn_dim", "--ffn-width"),
-    ("encoder_attention_heads", "--heads"),
-    ("decoder_attention_heads", "--heads"),
-)
-_FIXED = ("model_type", "vocab_size", "max_position_embeddings")
+from cktk.protocols import ModelShape, Side
 
 
 def initialise(
@@ -72,30 +61,45 @@ def _required(model: PreTrainedModel | None, message: str) -> PreTrainedModel:
     return model
 
 
+def _shape(model: PreTrainedModel) -> ModelShape:
+    return family_of(model.config.model_type, "the model").shape(model.config)
+
+
+def _sizes(student: ModelShape, source: ModelShape) -> Iterator[tuple[str, str, int, int]]:
+    """Name, flag, student's and source's value of each size that its flag can set; the heads last."""
+    yield "width", "--width", student.width, source.width
+    for side, ours in student.sides.items():
+        yield f"{side} ffn_width", "--ffn-width", ours.ffn_width, source.sides[side].ffn_width
+    for side, ours in student.sides.items():
+        yield f"{side} heads", "--heads", ours.heads, source.sides[side].heads
+
+
 def _check_fixed(student: PreTrainedModel, source: PreTrainedModel, init: str, name: str) -> None:
-    for field in _FIXED:
-        ours, theirs = getattr(student.config, field), getattr(source.config, field)
+    def facts(model: PreTrainedModel) -> Iterator[tuple[str, object]]:
+        yield "model_type", model.config.model_type
+        yield "vocab_size", model.config.vocab_size
+        yield "number of positions", _shape(model).positions
+
+    for (fact, ours), (_, theirs) in zip(facts(student), facts(source), strict=True):
         if ours != theirs:
-            raise ConfigError(f"{init}: {field} is {ours} in the student but {theirs} in {name}; they have to be equal")
+            raise ConfigError(f"{init}: {fact} is {ours} in the student but {theirs} in {name}; they have to be equal")
 
 
 def _check_equal(student: PreTrainedModel, source: PreTrainedModel, init: str, name: str, otherwise: str) -> None:
     _check_fixed(student, source, init, name)
-    for field, flag in _RESIZABLE:
-        ours, theirs = getattr(student.config, field), getattr(source.config, field)
+    for size, flag, ours, theirs in _sizes(_shape(student), _shape(source)):
         if ours != theirs:
             raise ConfigError(
-                f"{init} takes whole layers, but {field} is {ours} in the student and {theirs} in {name}: "
+                f"{init} takes whole layers, but {size} is {ours} in the student and {theirs} in {name}: "
                 f"set {flag} {theirs}{otherwise}"
             )
 
 
 def _check_not_larger(student: PreTrainedModel, teacher: PreTrainedModel) -> None:
-    for field, flag in _RESIZABLE[:3]:  # any number of heads has the same tensors
-        ours, theirs = getattr(student.config, field), getattr(teacher.config, field)
-        if ours > theirs:
+    for size, flag, ours, theirs in _sizes(_shape(student), _shape(teacher)):
+        if ours > theirs and flag != "--heads":  # any number of heads has the same tensors
             raise ConfigError(
-                f"--init truncate cuts the teacher's tensors, but {field} is {ours} in the student and only {theirs} "
+                f"--init truncate cuts the teacher's tensors, but {size} is {ours} in the student and only {theirs} "
                 f"in the teacher: set {flag} {theirs} or less, or use --init random"
             )
 
@@ -106,14 +110,21 @@ def _fill(student: PreTrainedModel, source: PreTrainedModel, layer_map: Callable
 
     Parameters are written in place and each once, so a head tied to the embedding stays tied.
     """
-    layers: dict[str, list[int]] = {
-        side: layer_map(layer_count(student.config, side), layer_count(source.config, side)) for side in SIDES
+    family = family_of(student.config.model_type, "the student")
+    ours, theirs = _shape(student), _shape(source)
+    layers: dict[Side, list[int]] = {
+        side: layer_map(shape.layers, theirs.sides[side].layers) for side, shape in ours.sides.items()
     }
 
-    def counterpart(match: re.Match[str]) -> str:
-        return f"model.{match[1]}.layers.{layers[match[1]][int(match[2])]}."
+    def counterpart(name: str) -> str:
+        for side, taken in layers.items():
+            prefix = family.layer_prefix(side)
+            if name.startswith(prefix):
+                number, _, rest = name.removeprefix(prefix).partition(".")
+                return f"{prefix}{taken[int(number)]}.{rest}"
+        return name
 
     tensors = source.state_dict()
     for name, target in itertools.chain(student.named_parameters(), student.named_buffers()):
-        block = tensors[_LAYER.sub(counterpart, name)]
+        block = tensors[counterpart(name)]
         target.copy_(block[tuple(slice(size) for size in target.shape)])

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from cktk.protocols import LayerPair, Side
+from cktk.protocols import LayerPair, ModelShape, Side
 
 SIDES: tuple[Side, Side] = ("encoder", "decoder")
-
-
-def layer_count(config: Any, side: Side) -> int:
-    """The number of layers on one side of a model with this transformers configuration."""
-    return int(getattr(config, f"{side}_layers"))
 
 
 def uniform_layers(student_layers: int, teacher_layers: int) -> list[int]:
@@ -40,16 +34,18 @@ def spread_layers(student_layers: int, teacher_layers: int) -> list[int]:
     return [(2 * layer * (teacher_layers - 1) + steps) // (2 * steps) for layer in range(student_layers)]
 
 
-def layer_pairs(student_config: Any, teacher_config: Any, *, embeddings: bool = True) -> tuple[LayerPair, ...]:
-    """The uniform pairs of both sides, encoder first, in ``hidden_states`` indices.
+def layer_pairs(student: ModelShape, teacher: ModelShape, *, embeddings: bool = True) -> tuple[LayerPair, ...]:
+    """The uniform pairs of the sides that the models have, encoder first, in ``hidden_states`` indices.
 
     With ``embeddings`` the outputs of the embeddings (index 0) are a further pair on each side.
     """
     pairs = []
     for side in SIDES:
-        teachers = uniform_layers(layer_count(student_config, side), layer_count(teacher_config, side))
+        if side not in student.sides:
+            continue
+        layers = uniform_layers(student.sides[side].layers, teacher.sides[side].layers)
         pairs += [LayerPair(side, 0, 0)] if embeddings else []
-        pairs += [LayerPair(side, student, teacher) for student, teacher in enumerate(teachers, start=1)]
+        pairs += [LayerPair(side, own, teachers) for own, teachers in enumerate(layers, start=1)]
     return tuple(pairs)
 
 

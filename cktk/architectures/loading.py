@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +16,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
-    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,47 +23,34 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from cktk.architectures.bart import BartFamily
-from cktk.architectures.mbart import MBartFamily
+from cktk.architectures.family import Family, family_of
+from cktk.architectures.folders import model_folder
 from cktk.errors import CheckpointError
 from cktk.utils.files import atomic_folder
 
-FAMILIES: dict[str, type[BartFamily]] = {family.model_type: family for family in (BartFamily, MBartFamily)}
-
 _SAFE = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_config(path: str | Path) -> PreTrainedConfig:
-    """The configuration of a model folder or hub name.
+    """The configuration of the model that ``path`` means (see `model_folder`).
 
     Raises `CheckpointError` when there is none or its model type is not supported.
     """
-    source = _locate(path, "config.json")
-    with _one_line(source, "configuration"):
-        raw, _ = PreTrainedConfig.get_config_dict(source)
-    if (model_type := raw.get("model_type")) not in FAMILIES:
-        raise CheckpointError(
-            f"{path}: model type {model_type!r} is not supported; supported: {', '.join(sorted(FAMILIES))}"
-        )
-    with _one_line(source, "configuration"):
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    return config
+    return _open_config(path, model_folder(path))[1]
 
 
 def load_model(
     path: str | Path, *, allow_bin_weights: bool = False, device: torch.device | str = "cpu"
 ) -> PreTrainedModel:
-    """The model with its output head in a folder (or of a hub name), in fp32 and eval mode on ``device``.
+    """The model with its output head that ``path`` means (see `model_folder`), in fp32 and eval mode on ``device``.
 
-    A checkpoint folder of a training run is read through its ``student`` folder. Raises `CheckpointError` when files
-    are missing or damaged, the model type is not supported, tensors are missing, or the weights are pickled and
-    ``allow_bin_weights`` is not set.
+    Raises `CheckpointError` when files are missing or damaged, the model type is not supported, tensors are missing, or
+    the weights are pickled and ``allow_bin_weights`` is not set.
     """
-    config = load_config(path)
-    source = _locate(path, "config.json")
-    loader: Any = AutoModelForSeq2SeqLM
+    source = model_folder(path)
+    family, config = _open_config(path, source)
+    loader: Any = family.model_class
     with _one_line(source, "weights"), _no_progress_bar():
         model, report = loader.from_pretrained(
             source,
@@ -74,7 +58,6 @@ def load_model(
             dtype=torch.float32,
             use_safetensors=_use_safetensors(source, allow_bin_weights),
             weights_only=True,
-            trust_remote_code=False,
             output_loading_info=True,
         )
     if missing := sorted(report["missing_keys"]):
@@ -83,9 +66,19 @@ def load_model(
     return loaded
 
 
+def _open_config(path: str | Path, source: Path | str) -> tuple[Family, PreTrainedConfig]:
+    """The family and the configuration of the model ``source``, which the user calls ``path``."""
+    with _one_line(source, "configuration"):
+        raw, _ = PreTrainedConfig.get_config_dict(source)
+    family = family_of(raw.get("model_type"), path)
+    with _one_line(source, "configuration"):
+        config: PreTrainedConfig = family.config_class.from_pretrained(source)
+    return family, config
+
+
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or of a hub name; raises `CheckpointError` when there is none."""
-    source = _locate(path, "tokenizer_config.json", "tokenizer.json")
+    """The tokenizer of the model that ``path`` means, or in a folder; `CheckpointError` when there is none."""
+    source = model_folder(path, "tokenizer_config.json", "tokenizer.json")
     with _one_line(source, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     return tokenizer
@@ -134,21 +127,6 @@ def save_student(
     """
     with atomic_folder(Path(folder)) as temporary:
         write_model(model, tokenizer, temporary, dtype)
-
-
-def _locate(path: str | Path, *files: str) -> Path | str:
-    """The folder holding one of ``files`` that ``path`` means, or ``path`` itself when it is a hub name."""
-    folder = Path(path)
-    if folder.is_dir():
-        for candidate in (folder, folder / "student"):
-            if any((candidate / file).is_file() for file in files):
-                return candidate
-        raise CheckpointError(f"{folder}: no {files[0]} in this folder: give the folder of a Hugging Face model")
-    if folder.exists():
-        raise CheckpointError(f"{folder}: is a file: give the folder of a Hugging Face model")
-    if str(path).startswith(".") or not _HUB_NAME.fullmatch(str(path)):
-        raise CheckpointError(f"{folder}: no such folder")
-    return str(path)
 
 
 def _use_safetensors(folder: Path | str, allow_bin_weights: bool) -> bool | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from transformers import MBartConfig, MBartForConditionalGeneration, PreTrainedConfig, PreTrainedModel
+from transformers import MBartConfig, MBartForConditionalGeneration, PreTrainedModel
 
 from cktk.architectures.bart import BartFamily
 from cktk.protocols import Template
@@ -21,7 +21,7 @@ class MBartFamily(BartFamily):
     config_class: ClassVar[type[Any]] = MBartConfig
     model_class: ClassVar[type[PreTrainedModel]] = MBartForConditionalGeneration
 
-    def decoder_start(self, config: PreTrainedConfig) -> int | None:  # noqa: ARG002
+    def decoder_start(self, config: Any) -> int | None:  # noqa: ARG002
         """None: the last label comes first."""
         return None
 
@@ -33,6 +33,7 @@ class MBartFamily(BartFamily):
             if settings.decoder_start_token_id is None:
                 settings.decoder_start_token_id = config.decoder_start_token_id
             return
-        settings.decoder_start_token_id = target.suffix[-1] if target.suffix else settings.eos_token_id
-        settings.forced_bos_token_id = target.prefix[0] if target.prefix else None
+        start = target.decoding_start(self.decoder_start(config))
+        settings.decoder_start_token_id = settings.eos_token_id if start.token is None else start.token
+        settings.forced_bos_token_id = start.forced_bos
         config.decoder_start_token_id = settings.decoder_start_token_id

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
+from cktk.architectures.folders import model_folder
 from cktk.architectures.loading import load_tokenizer
 from cktk.errors import CheckpointError, ConfigError
 from cktk.utils.files import sha256_file
@@ -32,10 +33,9 @@ class Vocabulary:
 
 
 def folder_vocabulary(name: str, folder: str | Path, size: int, fingerprint: str | None = None) -> Vocabulary:
-    """The vocabulary of the tokenizer in ``folder`` (or of a hub name), if one is there; nothing is loaded yet."""
-    file = Path(folder) / "tokenizer.json"
-    if fingerprint is None and file.is_file():
-        fingerprint = sha256_file(file)
+    """The vocabulary of the tokenizer in ``folder`` (see `model_folder`), if one is there; nothing is loaded yet."""
+    if fingerprint is None:
+        fingerprint = _fingerprint(folder)
 
     def tokens() -> Mapping[str, int] | None:
         try:
@@ -46,26 +46,34 @@ def folder_vocabulary(name: str, folder: str | Path, size: int, fingerprint: str
     return Vocabulary(name, size, fingerprint, tokens)
 
 
-def check_vocabularies(teacher: Vocabulary, data: Vocabulary) -> None:
-    """Raise `ConfigError` naming both unless ids mean the same in ``teacher`` and ``data``.
+def _fingerprint(folder: str | Path) -> str | None:
+    try:
+        file = Path(model_folder(folder, "tokenizer.json")) / "tokenizer.json"
+    except CheckpointError:
+        return None  # no tokenizer, or one in another format
+    return sha256_file(file) if file.is_file() else None
+
+
+def check_vocabularies(model: Vocabulary, data: Vocabulary) -> None:
+    """Raise `ConfigError` naming both unless ids mean the same in ``model`` and ``data``.
 
     Equal fingerprints settle it; tokenizers that were only saved differently are compared token by token; where one
-    is not known, the sizes have to be equal. A teacher may know more tokens than the data, never fewer.
+    is not known, the sizes have to be equal. A model may know more tokens than the data, never fewer.
     """
-    if data.size > teacher.size:
-        raise ConfigError(_sizes(teacher, data))
-    if teacher.fingerprint is not None and teacher.fingerprint == data.fingerprint:
+    if data.size > model.size:
+        raise ConfigError(_sizes(model, data))
+    if model.fingerprint is not None and model.fingerprint == data.fingerprint:
         return
     ours = data.tokens() if data.tokens else None
-    theirs = teacher.tokens() if teacher.tokens else None
+    theirs = model.tokens() if model.tokens else None
     if ours is not None and theirs is not None:
-        _compare(teacher, theirs, data, ours)
-    elif data.size != teacher.size:
-        raise ConfigError(_sizes(teacher, data))
-    elif teacher.fingerprint is not None and data.fingerprint is not None:
+        _compare(model, theirs, data, ours)
+    elif data.size != model.size:
+        raise ConfigError(_sizes(model, data))
+    elif model.fingerprint is not None and data.fingerprint is not None:
         raise ConfigError(
-            f"{teacher.name} and {data.name} were made with different tokenizers of the same size ({data.size}): "
-            "preprocess the data with the teacher's tokenizer"
+            f"{model.name} and {data.name} were made with different tokenizers of the same size ({data.size}): "
+            "preprocess the data with the model's tokenizer"
         )
 
 
@@ -78,19 +86,19 @@ def check_student(student: PreTrainedConfig, teacher: PreTrainedConfig) -> None:
         )
 
 
-def _compare(teacher: Vocabulary, theirs: Mapping[str, int], data: Vocabulary, ours: Mapping[str, int]) -> None:
+def _compare(model: Vocabulary, theirs: Mapping[str, int], data: Vocabulary, ours: Mapping[str, int]) -> None:
     token = next((token for token, index in ours.items() if theirs.get(token) != index), None)
     if token is None:
         return
     other = f"id {theirs[token]}" if token in theirs else "unknown"
     raise ConfigError(
-        f"token {token!r} is id {ours[token]} in {data.name} but {other} in {teacher.name}: preprocess the data with "
-        "the teacher's tokenizer"
+        f"token {token!r} is id {ours[token]} in {data.name} but {other} in {model.name}: preprocess the data with "
+        "the model's tokenizer"
     )
 
 
-def _sizes(teacher: Vocabulary, data: Vocabulary) -> str:
+def _sizes(model: Vocabulary, data: Vocabulary) -> str:
     return (
-        f"{data.name} has a vocabulary of {data.size} ids, {teacher.name} one of {teacher.size}: preprocess the data "
-        "with the teacher's tokenizer"
+        f"{data.name} has a vocabulary of {data.size} ids, {model.name} one of {model.size}: preprocess the data "
+        "with the model's tokenizer"
     )

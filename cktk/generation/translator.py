@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,7 @@ from cktk.data.tokenizers import probe_templates
 from cktk.errors import ConfigError, DataError
 from cktk.generation.beam import BeamSearch, Ids
 from cktk.generation.configs import SearchConfig
-from cktk.protocols import Template
+from cktk.protocols import DecodingStart, Template
 
 
 class Translation(NamedTuple):
@@ -35,20 +36,28 @@ class Counts:
 
 
 class _Frame(NamedTuple):
-    """How a text becomes model input, and how decoding starts (None: as the model's generation config says)."""
+    """How a text becomes model input, and how decoding starts."""
 
     source: Template
     target: Template
-    start: int | None
-    forced_bos: int | None
+    start: DecodingStart
+
+
+def decode_line(tokenizer: Any, ids: Sequence[int]) -> str:
+    """Token ids as one line of text, without special tokens."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=True)
+    # A tokenizer with byte fallback can spell a line break, which would shift all lines behind it.
+    return " ".join(str(text).splitlines()).strip()
 
 
 class Translator:
-    """Translates with a Hugging Face BART or mBART model and its tokenizer.
+    """Translates with a Hugging Face encoder-decoder and its tokenizer; `cktk.hub.student` makes one.
 
+    ``decoder_start`` is the token that this kind of model always starts with, None where a target's last token does
+    (mBART); what its generation config says goes before the former. ``positions`` is its limit (None: there is none).
     ``source_lang`` and ``target_lang`` are codes of a multilingual tokenizer (mBART); they default to what is saved
-    with it. Sources are cut to ``max_source_positions`` tokens (default: the model's positions) and counted in
-    ``counts``.
+    with it. Sources are cut to ``max_source_positions`` tokens (at most, and by default, the model's positions) and
+    counted in ``counts``.
     Raises `ConfigError` for languages that the tokenizer does not have or need.
     """
 
@@ -58,6 +67,8 @@ class Translator:
         tokenizer: Any,
         search: SearchConfig | None = None,
         *,
+        decoder_start: int | None,
+        positions: int | None,
         source_lang: str | None = None,
         target_lang: str | None = None,
         max_source_positions: int | None = None,
@@ -69,8 +80,10 @@ class Translator:
         self.counts = Counts()
         self._search = BeamSearch(model, search or SearchConfig())
         self._languages = (source_lang, target_lang)
-        positions = int(model.config.max_position_embeddings)
-        self.max_source_positions = min(max_source_positions or positions, positions)
+        own = model.generation_config.decoder_start_token_id
+        self.decoder_start = own if decoder_start is not None and own is not None else decoder_start
+        self.positions = sys.maxsize if positions is None else positions
+        self.max_source_positions = min(max_source_positions or self.positions, self.positions)
         self._max_tokens, self._batch_size = max_tokens, batch_size
 
     def translate(self, texts: Sequence[str], prefixes: Sequence[str] | None = None) -> list[str]:
@@ -90,18 +103,13 @@ class Translator:
         starts = (
             None if prefixes is None else [self._prefix(text, ids) for text, ids in self._encoded(prefixes, "target")]
         )
-        frame = self._frame
-        return self.translate_ids(
-            sources, starts, forced_bos=frame.forced_bos, decoder_start=frame.start, on_progress=on_progress
-        )
+        return self.translate_ids(sources, starts, self._frame.start, on_progress=on_progress)
 
     def translate_ids(
         self,
         sources: Sequence[Ids | None],
-        prefixes: Sequence[Ids | None] | None = None,
-        *,
-        forced_bos: int | None = None,
-        decoder_start: int | None = None,
+        prefixes: Sequence[Ids | None] | None,
+        start: DecodingStart,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Translation]]:
         """The same for token ids with their template; None stands for a blank text."""
@@ -115,8 +123,8 @@ class Translator:
             max_tokens=self._max_tokens,
             batch_size=self._batch_size,
             prefixes=None if prefixes is None else [prefixes[row] for row in filled],
-            forced_bos=forced_bos,
-            decoder_start=decoder_start,
+            forced_bos=start.forced_bos,
+            decoder_start=start.token,
             on_progress=on_progress,
         )
         translations = [[Translation("", 0.0)] for _ in sources]
@@ -129,9 +137,7 @@ class Translator:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as one line of text, without special tokens."""
-        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        # A tokenizer with byte fallback can spell a line break, which would shift all lines behind it.
-        return " ".join(str(text).splitlines()).strip()
+        return decode_line(self.tokenizer, ids)
 
     @cached_property
     def _frame(self) -> _Frame:
@@ -148,12 +154,8 @@ class Translator:
             raise ConfigError(f"{flag} is required: this model's tokenizer knows several languages")
         templates = probe_templates(self.tokenizer, [source, target])
         self._languages = (source, target)
-        frame = _Frame(templates["source"][source], templates["target"][target], None, None)
-        if self.model.config.model_type != "mbart" or not frame.target.suffix:
-            return frame
-        # mBART's decoder starts with the last token of a target; what stands in front of the text is always the same.
-        first = frame.target.prefix[0] if frame.target.prefix else None
-        return frame._replace(start=frame.target.suffix[-1], forced_bos=first)
+        before, after = templates["source"][source], templates["target"][target]
+        return _Frame(before, after, after.decoding_start(self.decoder_start))
 
     @cached_property
     def _encoder(self) -> PythonEncoder:

@@ -12,8 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers.models.bart.modeling_bart import BartDecoder
+from transformers.models.mbart.modeling_mbart import MBartDecoder
 
 from cktk.errors import CheckpointError
+
+#: The decoders that are known, and whether they normalise before a sub-layer. A subclass may compute something else.
+_PRE_NORM: dict[type, bool] = {BartDecoder: False, MBartDecoder: True}
 
 
 @dataclass(frozen=True)
@@ -81,26 +86,30 @@ class DecoderWeights:
 
 
 def read_weights(model: Any) -> DecoderWeights:
-    """The decoder of a `BartForConditionalGeneration` or `MBartForConditionalGeneration`.
+    """The decoder of a model that is built around transformers' `BartDecoder` or `MBartDecoder`.
 
     Projections that are used together are copied side by side; everything else shares memory with the model. Raises
     `CheckpointError` for another kind of model.
     """
-    kind = model.config.model_type
-    if kind not in ("bart", "mbart"):
-        raise CheckpointError(f"generation knows the model types bart and mbart, not {kind!r}; pass such a model")
-    decoder = model.model.decoder
+    decoder = model.get_decoder()
+    if type(decoder) not in _PRE_NORM:
+        known = " and ".join(kind.__name__ for kind in _PRE_NORM)
+        raise CheckpointError(
+            f"model type {model.config.model_type!r} decodes with {type(decoder).__name__}, but generation knows "
+            f"{known} only: generate with transformers"
+        )
+    pre_norm = _PRE_NORM[type(decoder)]
     bias = model.final_logits_bias.detach().flatten()
     return DecoderWeights(
         layers=tuple(_layer(layer) for layer in decoder.layers),
         heads=model.config.decoder_attention_heads,
-        pre_norm=kind == "mbart",
+        pre_norm=pre_norm,
         embedding=decoder.embed_tokens.weight.detach(),
         embedding_scale=decoder.embed_tokens.embed_scale,
         positions=decoder.embed_positions.weight.detach()[decoder.embed_positions.offset :],
         embedding_norm=_norm(decoder.layernorm_embedding),
-        final_norm=_norm(decoder.layer_norm) if kind == "mbart" else None,
-        head=model.lm_head.weight.detach(),
+        final_norm=_norm(decoder.layer_norm) if pre_norm else None,
+        head=model.get_output_embeddings().weight.detach(),
         bias=bias if bool(bias.any()) else None,
     )
 

@@ -8,10 +8,16 @@ from cktk.config.options import option
 
 
 @dataclass(frozen=True)
-class AdamConfig:
-    """Adam"""
+class OptimizerConfig:
+    """Optimizer: what every one has, those of plug-ins too, since the schedules start from it"""
 
     lr: float = option(1e-4, above=0.0, help="highest learning rate")
+
+
+@dataclass(frozen=True)
+class AdamConfig(OptimizerConfig):
+    """Adam"""
+
     adam_betas: tuple[float, float] = option(
         (0.9, 0.999), minimum=0.0, maximum=0.999999, help="decay of the two running means"
     )

@@ -27,15 +27,14 @@ class SplitTranslator:
     ) -> None:
         self.translator = translator
         self.data = data
-        config = translator.model.config
-        start = None if config.model_type == "mbart" else translator.model.generation_config.decoder_start_token_id
         task_config = TranslationConfig(
             source_lang=source_lang,
             target_lang=target_lang,
             max_source_positions=translator.max_source_positions,
-            max_target_positions=int(config.max_position_embeddings),
+            max_target_positions=translator.positions,
         )
-        self.task = TranslationTask(task_config, data, pad=config.pad_token_id, decoder_start=start)
+        pad = translator.model.config.pad_token_id
+        self.task = TranslationTask(task_config, data, pad=pad, decoder_start=translator.decoder_start)
 
     def translate(
         self,
@@ -53,8 +52,7 @@ class SplitTranslator:
         found = self.translator.translate_ids(
             [self.task.source_inputs(split, row) if lengths[row] else None for row in range(len(split))],
             None if prefixes is None else self._prefix_ids(prefixes),
-            forced_bos=self.task.forced_bos,
-            decoder_start=self.task.decoder_start,
+            self.task.decoding_start,
             on_progress=on_progress,
         )
         self.translator.counts.truncated += self.task.truncated(split)["source"]

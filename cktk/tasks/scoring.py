@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from cktk.data.shards import Split
 from cktk.distributed.world import World
 from cktk.evaluation.bleu import score_translations
-from cktk.generation.beam import BeamSearch
+from cktk.generation.beam import DEFAULT_BATCH_SIZE, BeamSearch
 from cktk.generation.configs import SearchConfig
+from cktk.generation.translator import decode_line
 from cktk.tasks.configs import TranslationConfig
 
 if TYPE_CHECKING:
@@ -19,12 +20,22 @@ class TranslationScorer:
     """sacreBLEU and chrF of a split's first rows (``config.eval_bleu_sentences``); the same values on all ranks.
 
     References are the decoded target ids; a row without source text is translated by nothing, as `cktk-generate` does.
+    A batch of the search holds at most ``max_tokens`` (sentences x longest source), as in training, and no more
+    sentences than `cktk-generate` takes, since short ones have as many logits each as long ones.
     """
 
     def __init__(
-        self, task: TranslationTask, split: Split, model: Any, tokenizer: Any, config: TranslationConfig, world: World
+        self,
+        task: TranslationTask,
+        split: Split,
+        model: Any,
+        tokenizer: Any,
+        config: TranslationConfig,
+        world: World,
+        max_tokens: int | None,
     ) -> None:
         self._task, self._split, self._tokenizer, self._world = task, split, tokenizer, world
+        self._max_tokens = max_tokens
         self._search = BeamSearch(
             model,
             SearchConfig(
@@ -52,11 +63,16 @@ class TranslationScorer:
         found: dict[int, list[int]] = {row: [] for row in rows}
         written = [row for row in rows if not self._task.is_blank(self._split, row)]
         sources = [self._task.source_inputs(self._split, row) for row in written]
+        start = self._task.decoding_start
         hypotheses = self._search.generate(
-            sources, forced_bos=self._task.forced_bos, decoder_start=self._task.decoder_start
+            sources,
+            max_tokens=self._max_tokens,
+            batch_size=DEFAULT_BATCH_SIZE,
+            forced_bos=start.forced_bos,
+            decoder_start=start.token,
         )
         found.update({row: list(best[0].tokens) for row, best in zip(written, hypotheses, strict=True)})
         return list(found.values())
 
     def _decode(self, sequences: list[list[int]]) -> list[str]:
-        return [self._tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in sequences]
+        return [decode_line(self._tokenizer, ids) for ids in sequences]

@@ -17,7 +17,7 @@ from cktk.data.iterators import MicroBatches
 from cktk.data.shards import DataFolder, Role, Split
 from cktk.distributed.world import World
 from cktk.errors import ConfigError, DataError
-from cktk.protocols import IGNORED, Batch, Template
+from cktk.protocols import IGNORED, Batch, DecodingStart, Template
 from cktk.tasks.configs import TranslationConfig
 from cktk.tasks.scoring import TranslationScorer
 
@@ -82,18 +82,9 @@ class TranslationTask:
         return self._target.template
 
     @property
-    def decoder_start(self) -> int:
-        """The token that decoding starts with: the model's, or by mBART's rule the last one of the target template."""
-        return self._target.template.suffix[-1] if self._decoder_start is None else self._decoder_start
-
-    @property
-    def forced_bos(self) -> int | None:
-        """The token that every translation has to begin with: the language in front of mBART-50's targets, else None.
-
-        (mBART-cc25 has the language behind the text: there it is `decoder_start`.)
-        """
-        prefix = self._target.template.prefix
-        return prefix[0] if self._decoder_start is None and prefix else None
+    def decoding_start(self) -> DecodingStart:
+        """How a translation starts: with the model's own token, or by mBART's rule as the target template says."""
+        return self._target.template.decoding_start(self._decoder_start)
 
     def lengths(self, split: Split) -> Lengths:
         """A function (start, stop) -> (stop - start, 2) of source and target lengths with template, after cutting."""
@@ -124,11 +115,21 @@ class TranslationTask:
         """Whether row ``index`` has no source text."""
         return not len(split[index][self._source.column])
 
-    def scorer(self, model: Any, tokenizer: Any, split_name: str, world: World) -> TranslationScorer | None:
+    def describe(self) -> list[str]:
+        """See `Task.describe`."""
+        split = self.data.split("train")
+        cut = self.truncated(split)
+        direction = f"{self.source_lang}-{self.target_lang}"
+        cuts = f"{cut['source']} sources and {cut['target']} targets are cut to the maximum positions"
+        return [f"train: {len(split)} pairs {direction}, {cuts}"]
+
+    def scorer(
+        self, model: Any, tokenizer: Any, split_name: str, world: World, max_tokens: int | None
+    ) -> TranslationScorer | None:
         """What a validation calls for BLEU and chrF of ``split_name``; None where they are not wanted."""
         if not self._config.eval_bleu:
             return None
-        return TranslationScorer(self, self.data.split(split_name), model, tokenizer, self._config, world)
+        return TranslationScorer(self, self.data.split(split_name), model, tokenizer, self._config, world, max_tokens)
 
     def collate(self, rows: Sequence[Mapping[str, npt.NDArray[Any]]], ids: Sequence[int]) -> Batch:
         """The batch of ``rows`` as read from a `Split`; ``ids`` are their positions in it.

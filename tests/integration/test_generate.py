@@ -133,7 +133,7 @@ def test_bad_calls_are_one_line(
         "--input gone: no such file": [*model, "--input", "gone"],
         "did you mean test?": [str(binarised), *model, "--gen-subset", "tests"],
         "holds en and fr": [str(binarised), *model, "--source-lang", "de"],
-        "holds no model": ["--path", str(tmp_path), "--input", source],
+        "no config.json in this folder": ["--path", str(tmp_path), "--input", source],
         "no such data folder": [str(tmp_path / "gone"), *model],
         "knows no languages": [*model, "--input", source, "--target-lang", "fr"],
         "--beam: 0 is out of range": [*model, "--beam", "0"],

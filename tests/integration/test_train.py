@@ -144,7 +144,8 @@ def test_frozen_parts_stay(data: Path, teacher: Path, tmp_path: Path) -> None:
     before = toy.load_file(teacher / "model.safetensors")
     after = toy.load_file(run / "checkpoint_last/student/model.safetensors")
     assert torch.equal(after["model.shared.weight"], before["model.shared.weight"])
-    frozen = [name for name in after if "encoder.layers" in name]
+    frozen = [name for name in after if name.startswith("model.encoder.")]
+    assert "model.encoder.embed_positions.weight" in frozen
     assert all(torch.equal(after[name], before[name]) for name in frozen)
     assert any(not torch.equal(after[name], before[name]) for name in after if "decoder.layers.0" in name)
 
@@ -167,6 +168,25 @@ def test_finetuning_starts_from_a_student(data: Path, tmp_path: Path) -> None:
     second = toy.run_training(data, tmp_path / "second", *flags, "--log-interval", "1", "--lr", "1e-9")
     assert toy.log(second)[0]["ce"] < toy.log(first)[0]["ce"]
     assert json.loads((second / "checkpoint_last/student/config.json").read_text())["dropout"] == 0
+
+
+@pytest.mark.parametrize("flag", ["--finetune-from-model", "--init-checkpoint"])
+def test_models_to_start_from_are_checked_as_teachers_are(
+    flag: str, data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [*toy.flags(data, tmp_path / "run", "--max-update", "1", flag)]
+    shape = [] if flag == "--finetune-from-model" else ["--init", "checkpoint", "--teacher", str(teacher)]
+    error = error_of(capsys, *common, str(teacher), *shape, "--arch", "mbart")
+    assert "--arch mbart does not fit" in error and "use --arch bart" in error
+    other = toy.make_teacher(tmp_path / "other", data)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary[-1], vocabulary[-2] = vocabulary[-2], vocabulary[-1]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    error = error_of(capsys, *common, str(other), *shape)
+    assert str(other) in error and "token" in error and "preprocess" in error
+    (other / "model.safetensors").rename(other / "pytorch_model.bin")
+    assert "--allow-bin-weights" in error_of(capsys, *common, str(other), *shape)
 
 
 def test_epochs_of_a_number_of_samples(data: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cktk.errors import CheckpointError
+from cktk.errors import CheckpointError, ConfigError
 from cktk.hub import build_student, resolve_device, student, student_folder
 from tests.unit.generation.students import save_student
 
@@ -42,6 +42,17 @@ def test_new_student_of_a_teacher(folder: Path) -> None:
     assert built.generation_config.decoder_start_token_id == 2
 
 
+def test_new_student_of_an_earlier_one(folder: Path) -> None:
+    sizes = {"width": 16, "encoder_layers": 1, "decoder_layers": 2, "ffn_width": 24, "heads": 2}
+    built = build_student("bart", **sizes, teacher=folder, init="checkpoint", init_checkpoint=folder)
+    earlier = student(folder).model
+    assert torch.equal(built.model.decoder.layers[1].fc1.weight, earlier.model.decoder.layers[1].fc1.weight)
+    with pytest.raises(ConfigError, match="--init checkpoint .*give --init-checkpoint"):
+        build_student("bart", **sizes, teacher=folder, init="checkpoint")
+    with pytest.raises(ConfigError, match="--arch mbart does not fit the model .*: use --arch bart"):
+        build_student("mbart", **sizes, vocab_size=24, init="checkpoint", init_checkpoint=folder)
+
+
 def test_run_directory_gives_its_best_student(folder: Path, tmp_path: Path) -> None:
     for name in ("checkpoint1", "checkpoint2"):
         shutil.copytree(folder, tmp_path / name / "student")
@@ -54,7 +65,7 @@ def test_run_directory_gives_its_best_student(folder: Path, tmp_path: Path) -> N
 
 
 def test_folders_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no model"):
+    with pytest.raises(CheckpointError, match=r"no config\.json in this folder.*run directory"):
         student_folder(tmp_path)
     with pytest.raises(CheckpointError, match="no such folder"):
         student(tmp_path / "gone")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cktk.architectures.family import families
 from cktk.architectures.initialise import initialise
-from cktk.architectures.loading import FAMILIES
 from cktk.architectures.spec import StudentSpec
 from cktk.errors import ConfigError
 from tests.unit.architectures.models import make_model
@@ -27,7 +27,7 @@ SPREAD = {
 
 def make_student(teacher: PreTrainedModel, **sizes: Any) -> PreTrainedModel:
     torch.manual_seed(9)
-    return FAMILIES[teacher.config.model_type]().student(teacher.config, StudentSpec(**sizes))
+    return families()[teacher.config.model_type].student(teacher.config, StudentSpec(**sizes))
 
 
 def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -151,13 +151,13 @@ def test_an_untied_teacher_gives_an_untied_student(kind: str) -> None:
         (
             {"width": 12},
             "copy",
-            r"^--init copy .* d_model is 12 in the student and 24 in the teacher: set --width 24, or",
+            r"^--init copy .* width is 12 in the student and 24 in the teacher: set --width 24, or",
         ),
-        ({"ffn_width": 8}, "copy", r"encoder_ffn_dim is 8 .* --ffn-width 32"),
-        ({"heads": 3}, "copy", r"encoder_attention_heads is 3 .* --heads 4"),
+        ({"ffn_width": 8}, "copy", r"encoder ffn_width is 8 .* --ffn-width 32"),
+        ({"heads": 3}, "copy", r"encoder heads is 3 .* --heads 4"),
         ({"width": 12}, "checkpoint", r"^--init checkpoint .* 24 in the checkpoint: set --width 24$"),
-        ({"width": 48}, "truncate", r"^--init truncate .* d_model is 48 .* --width 24 or less"),
-        ({"ffn_width": 50}, "truncate", r"encoder_ffn_dim is 50 .* --ffn-width 32 or less"),
+        ({"width": 48}, "truncate", r"^--init truncate .* width is 48 .* --width 24 or less"),
+        ({"ffn_width": 50}, "truncate", r"encoder ffn_width is 50 .* --ffn-width 32 or less"),
         ({}, "truncated", r"^--init truncated: unknown name; known: random, truncate, copy, checkpoint"),
     ],
 )
@@ -174,7 +174,7 @@ def test_a_source_with_other_ids_or_of_another_family_is_refused() -> None:
     student = make_student(make_model("bart"))
     for source, message in (
         (make_model("bart", vocab_size=42), "vocab_size is 41 in the student but 42 in the checkpoint"),
-        (make_model("bart", max_position_embeddings=9), "max_position_embeddings is 16"),
+        (make_model("bart", max_position_embeddings=9), "number of positions is 16"),
         (make_model("mbart"), "model_type is bart in the student but mbart"),
     ):
         with pytest.raises(ConfigError, match=message):

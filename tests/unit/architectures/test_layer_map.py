@@ -5,12 +5,16 @@ from fractions import Fraction
 
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BartConfig
 
 from cktk.architectures.layer_map import layer_pairs, layer_table, spread_layers, truncated_layers, uniform_layers
-from cktk.protocols import LayerPair
+from cktk.protocols import LayerPair, ModelShape, SideShape
 
 depths = st.integers(1, 60)
+
+
+def shape(**layers: int) -> ModelShape:
+    """A model with so many layers on the sides named."""
+    return ModelShape(8, {side: SideShape(depth, 8, 1) for side, depth in layers.items()}, None)  # type: ignore[misc]
 
 
 def test_figures_of_the_papers() -> None:
@@ -51,8 +55,8 @@ def test_maps_of_weights(student: int, teacher: int) -> None:
 @given(st.tuples(depths, depths), st.tuples(depths, depths), st.booleans())
 def test_pairs_of_both_sides(student: tuple[int, int], teacher: tuple[int, int], embeddings: bool) -> None:
     pairs = layer_pairs(
-        BartConfig(encoder_layers=student[0], decoder_layers=student[1]),
-        BartConfig(encoder_layers=teacher[0], decoder_layers=teacher[1]),
+        shape(encoder=student[0], decoder=student[1]),
+        shape(encoder=teacher[0], decoder=teacher[1]),
         embeddings=embeddings,
     )
     assert len(set(pairs)) == len(pairs) == sum(student) + 2 * embeddings
@@ -61,8 +65,13 @@ def test_pairs_of_both_sides(student: tuple[int, int], teacher: tuple[int, int],
     assert LayerPair("decoder", student[1], teacher[1]) in pairs
 
 
+def test_a_model_with_one_side_has_pairs_of_that_side() -> None:
+    pairs = layer_pairs(shape(encoder=1), shape(encoder=6))
+    assert pairs == (LayerPair("encoder", 0, 0), LayerPair("encoder", 1, 6))
+
+
 def test_table() -> None:
-    pairs = layer_pairs(BartConfig(encoder_layers=2, decoder_layers=1), BartConfig(encoder_layers=12, decoder_layers=3))
+    pairs = layer_pairs(shape(encoder=2, decoder=1), shape(encoder=12, decoder=3))
     assert layer_table(pairs).splitlines() == [
         "encoder  student  emb   1   2",
         "encoder  teacher  emb   6  12",

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from cktk.architectures.family import families
 from cktk.architectures.initialise import initialise
-from cktk.architectures.loading import FAMILIES, load_config, load_model, load_tokenizer, save_student, write_model
+from cktk.architectures.loading import load_config, load_model, load_tokenizer, save_student, write_model
 from cktk.architectures.spec import StudentSpec
 from cktk.errors import CheckpointError, CktkError
 from cktk.protocols import Template
@@ -63,7 +64,7 @@ def test_saved_students_open_with_the_auto_classes(kind: str, folder: Path) -> N
 @pytest.mark.parametrize("kind", ["mbart"])
 def test_a_distilled_student_works_in_a_process_without_cktk(kind: str, folder: Path, tmp_path: Path) -> None:
     teacher = load_model(folder)
-    family = FAMILIES[kind]()
+    family = families()[kind]
     student: Any = family.student(teacher.config, StudentSpec(width=12, ffn_width=16, decoder_layers=1))
     initialise(student, "truncate", teacher=teacher)
     family.set_generation(student, teacher.generation_config, Template((40,), (2,)))
@@ -104,8 +105,8 @@ def test_a_half_precision_folder_is_read_as_fp32(kind: str, tmp_path: Path) -> N
     assert loaded.config.dtype == torch.float32
     assert not loaded.training
     torch.testing.assert_close(loaded(**IDS).logits, model.eval()(**IDS).logits, rtol=0, atol=0.2)
-    student_config = FAMILIES[kind]().student_config(load_config(tmp_path / "half"), StudentSpec(width=12))
-    assert FAMILIES[kind]().build(student_config).dtype == torch.float32
+    student_config = families()[kind].student_config(load_config(tmp_path / "half"), StudentSpec(width=12))
+    assert families()[kind].build(student_config).dtype == torch.float32
 
 
 def test_a_training_checkpoint_is_read_through_its_student_folder(kind: str, tmp_path: Path) -> None:

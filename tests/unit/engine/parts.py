@@ -8,6 +8,7 @@ import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
 from cktk.architectures.adapter import Seq2SeqAdapter
+from cktk.architectures.bart import BartFamily
 from cktk.architectures.layer_map import SIDES, layer_pairs
 from cktk.distributed.world import World
 from cktk.engine.step import Autocast, FrozenTeacher, Step
@@ -60,7 +61,7 @@ def batch(lengths: list[tuple[int, int]], first: int = 0, pad_to: int = 0) -> Ba
 def updater(criterion: str = "cka_kd", *, dropout: float = 0.0, **options: Any) -> Updater:
     """SGD with learning rate 1 and no clipping, so that an update is minus the gradient."""
     teacher, student = bart(1, 16, 3), bart(2, 8, 2, dropout)
-    pairs = layer_pairs(student.config, teacher.config)
+    pairs = layer_pairs(*(BartFamily().shape(model.config) for model in (student, teacher)))
     config = CRITERIA.config(criterion)(**options)
     loss = CRITERIA.target(criterion)(config, pairs, dict.fromkeys(SIDES, (8, 16))).double()
     frozen = FrozenTeacher(teacher, Seq2SeqAdapter(teacher), loss.needs(), FULL_PRECISION)

@@ -249,6 +249,6 @@ def test_refusals() -> None:
         search(model, [[3, 2]], prefixes=[[3] * 64])
     with pytest.raises(DataError, match="1 sources but 2 prefixes"):
         search(model, [[3, 2]], prefixes=[[], []])
-    model.config.model_type = "t5"
-    with pytest.raises(CheckpointError, match="bart and mbart, not 't5'"):
+    model.model.decoder.__class__ = type("OtherDecoder", (type(model.model.decoder),), {})
+    with pytest.raises(CheckpointError, match="'bart' decodes with OtherDecoder, but .* BartDecoder and MBartDecoder"):
         search(model, [[3, 2]])

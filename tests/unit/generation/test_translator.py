@@ -19,7 +19,12 @@ SEARCH = SearchConfig(beam=3, max_len_b=12)
 
 def bart(search: SearchConfig = SEARCH, **options: Any) -> Translator:
     tokenizer = bart_tokenizer()
-    return Translator(tiny_model("bart", 4, vocab_size=len(tokenizer)), tokenizer, search, **options)
+    model = tiny_model("bart", 4, vocab_size=len(tokenizer))
+    return Translator(model, tokenizer, search, decoder_start=2, positions=64, **options)
+
+
+def mbart(model: Any, tokenizer: Any, **options: Any) -> Translator:
+    return Translator(model, tokenizer, SEARCH, decoder_start=None, positions=64, **options)
 
 
 def by_transformers(model: Any, tokenizer: Any, texts: list[str], **settings: Any) -> list[str]:
@@ -71,23 +76,31 @@ def test_mbart_starts_in_the_language_asked_for(languages: int) -> None:
     tokenizer = mbart_tokenizer(languages)
     model = tiny_model("mbart", 3, vocab_size=len(tokenizer), eos_bias=0.0)
     model.final_logits_bias[0, 4:24] += 2.0  # our letters, so that most of the output is text
-    translator = Translator(model, tokenizer, SEARCH, source_lang="de_DE", target_lang="fr_XX")
+    translator = mbart(model, tokenizer, source_lang="de_DE", target_lang="fr_XX")
     found = translator.translate(TEXTS)
     reference = mbart_tokenizer(languages)
     reference.src_lang = "de_DE"
     language = reference.convert_tokens_to_ids("fr_XX")
     steering = {"forced_bos_token_id": language} if languages == 50 else {"decoder_start_token_id": language}
     assert found == by_transformers(model, reference, TEXTS, **steering)
-    assert found != Translator(model, tokenizer, SEARCH, target_lang="ro_RO").translate(TEXTS)
+    assert found != mbart(model, tokenizer, target_lang="ro_RO").translate(TEXTS)
+
+
+def test_a_fixed_start_is_that_of_the_generation_config_where_it_names_one() -> None:
+    model, tokenizer = tiny_model("bart", 4), bart_tokenizer()
+    assert Translator(model, tokenizer, decoder_start=7, positions=64).decoder_start == 2
+    model.generation_config.decoder_start_token_id = None
+    assert Translator(model, tokenizer, decoder_start=7, positions=None).decoder_start == 7
+    assert Translator(model, tokenizer, decoder_start=None, positions=64).decoder_start is None
 
 
 def test_languages_that_do_not_fit() -> None:
     tokenizer = mbart_tokenizer(25, target=None)
     model = tiny_model("mbart", 3, vocab_size=len(tokenizer))
     with pytest.raises(ConfigError, match="--target-lang is required"):
-        Translator(model, tokenizer).translate(["a"])
+        mbart(model, tokenizer).translate(["a"])
     with pytest.raises(DataError, match=r"no language 'fr'; did you mean fr_XX\?"):
-        Translator(model, tokenizer, target_lang="fr").translate(["a"])
+        mbart(model, tokenizer, target_lang="fr").translate(["a"])
     with pytest.raises(ConfigError, match="--source-lang: this model's tokenizer knows no languages"):
         bart(source_lang="en").translate(["a"])
 

@@ -152,7 +152,7 @@ def test_generation_gets_templated_sources_and_whole_references(tmp_path):
 )
 def test_how_decoding_begins(tmp_path, templates, decoder_start, start, forced):
     task = task_of(pairs_folder(tmp_path, [([5], [6])], templates), decoder_start)
-    assert (task.decoder_start, task.forced_bos) == (start, forced)
+    assert task.decoding_start == (start, forced)
     batch = batch_of(task, [0])
     assert batch.inputs["decoder_input_ids"][0, 0] == start
     assert forced is None or batch.labels[0, 0] == forced

@@ -1,0 +1,34 @@
+"""Which folder a path to a model means."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cktk.errors import CheckpointError
+from cktk.utils.run_layout import BEST, LAST, STUDENT
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def model_folder(path: str | Path, *files: str) -> Path | str:
+    """The folder with one of ``files`` (default: a model's ``config.json``) that ``path`` means.
+
+    That is ``path`` itself, the student of a checkpoint, or of a run directory the best (else the last) student. A hub
+    name is returned as it is. Raises `CheckpointError` where there is no such folder or file.
+    """
+    wanted = files or ("config.json",)
+    folder = Path(path)
+    if folder.is_dir():
+        for candidate in (folder, folder / STUDENT, folder / BEST / STUDENT, folder / LAST / STUDENT):
+            if any((candidate / file).is_file() for file in wanted):
+                return candidate
+        raise CheckpointError(
+            f"{folder}: no {wanted[0]} in this folder: give the folder of a Hugging Face model, a checkpoint, or the "
+            "run directory of cktk-train"
+        )
+    if folder.exists():
+        raise CheckpointError(f"{folder}: is a file: give the folder of a Hugging Face model")
+    if str(path).startswith(".") or not _HUB_NAME.fullmatch(str(path)):
+        raise CheckpointError(f"{folder}: no such folder")
+    return str(path)

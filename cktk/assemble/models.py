@@ -1,0 +1,167 @@
+"""The student and its teacher: made or loaded, and checked against each other and against the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cktk.architectures.configs import StudentConfig
+from cktk.architectures.family import Family, registered_family
+from cktk.architectures.initialise import initialise
+from cktk.architectures.layer_map import layer_pairs
+from cktk.architectures.loading import load_model, load_tokenizer
+from cktk.architectures.spec import StudentSpec
+from cktk.architectures.vocabulary import check_student, check_vocabularies, folder_vocabulary
+from cktk.config.command import Settings
+from cktk.data.shards import DataFolder
+from cktk.distributed.world import World
+from cktk.engine.checkpoint import Checkpoint
+from cktk.engine.configs import CheckpointConfig, ModelsConfig, UpdateConfig
+from cktk.errors import ConfigError
+from cktk.protocols import LayerPair, ModelShape
+
+
+@dataclass
+class Models:
+    """The student, its teacher, and how their layers are paired (not at all without a teacher)."""
+
+    family: Family
+    student: PreTrainedModel
+    teacher: PreTrainedModel | None
+    pairs: tuple[LayerPair, ...]
+    tokenizer: PreTrainedTokenizerBase
+
+    def shape(self, model: PreTrainedModel) -> ModelShape:
+        """The sizes of student or teacher."""
+        return self.family.shape(model.config)
+
+    @property
+    def max_positions(self) -> int | None:
+        """The most positions that both models take; None where there is no limit."""
+        models = [model for model in (self.student, self.teacher) if model is not None]
+        return min((limit for model in models if (limit := self.shape(model).positions) is not None), default=None)
+
+    def describe(self) -> Iterator[str]:
+        """A line a model."""
+        for name, model in (("teacher", self.teacher), ("student", self.student)):
+            if model is not None:
+                shape = self.shape(model)
+                layers = "+".join(str(side.layers) for side in shape.sides.values())
+                millions = model.num_parameters() / 1e6
+                yield f"{name}: {model.config.model_type} {layers} x {shape.width}, {millions:.2f} M parameters"
+
+
+class ModelLoader:
+    """Opens models that have to be of the student's family and to share the data's vocabulary."""
+
+    def __init__(self, family: Family, data: DataFolder, allow_bin_weights: bool) -> None:
+        self._family, self._data, self._allow_bin_weights = family, data, allow_bin_weights
+
+    def __call__(self, name: str, path: str | Path) -> PreTrainedModel:
+        """The model that ``path`` means and messages call ``name``; raises `ConfigError` where it does not fit."""
+        data = self._data
+        model = load_model(path, allow_bin_weights=self._allow_bin_weights)
+        self._family.check_type(model.config, name)
+        check_vocabularies(
+            folder_vocabulary(f"{name} {path}", path, model.config.vocab_size),
+            folder_vocabulary(f"the data {data.path}", data.tokenizer_path, data.vocab_size, data.fingerprint),
+        )
+        return model
+
+
+def make_models(settings: Settings, data: DataFolder, world: World, checkpoint: Checkpoint | None) -> Models:
+    """The models of a run; the student is that of ``checkpoint`` where there is one."""
+    config = settings.section(ModelsConfig)
+    arch, student_config = settings.component("arch")
+    family = registered_family(arch)
+    load = ModelLoader(family, data, config.allow_bin_weights)
+    teacher = load("the teacher", config.teacher) if config.teacher else None
+    weights = settings.section(CheckpointConfig).finetune_from_model
+    spec = StudentSpec.of(student_config)
+    if checkpoint:
+        student = _resumed(family, load("the checkpoint", checkpoint.folder), spec, checkpoint.folder)
+    elif weights:
+        student = _resumed(family, load("the model to finetune,", weights), spec, weights)
+    else:
+        student = _new_student(family, student_config, teacher, data, load)
+    pairs: tuple[LayerPair, ...] = ()
+    if teacher is not None:
+        check_student(student.config, teacher.config)
+        pairs = layer_pairs(family.shape(student.config), family.shape(teacher.config))
+        _move(teacher, world)
+    _move(student, world)
+    return Models(family, student, teacher, pairs, load_tokenizer(data.tokenizer_path))
+
+
+def freeze(family: Family, student: PreTrainedModel, config: UpdateConfig) -> None:
+    """Exclude from training what ``config`` names.
+
+    What the encoder shares with the decoder or the head goes on training, unless it is frozen as an embedding.
+    """
+    frozen: list[nn.Parameter] = []
+    if config.freeze_embeddings:
+        frozen += family.embeddings(student)
+    if config.freeze_encoder:
+        others = [family.stack(student, side) for side in family.shape(student.config).sides if side != "encoder"]
+        others += [head] if (head := family.head(student)) is not None else []
+        shared = {id(parameter) for module in others for parameter in module.parameters()}
+        frozen += [p for p in family.stack(student, "encoder").parameters() if id(p) not in shared]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+def _new_student(
+    family: Family, config: StudentConfig, teacher: PreTrainedModel | None, data: DataFolder, load: ModelLoader
+) -> PreTrainedModel:
+    spec = StudentSpec.of(config)
+    if teacher is not None:
+        base = teacher.config
+    else:
+        base = family.base_config(
+            vocab_size=data.vocab_size,
+            pad=data.pad,
+            bos=data.bos,
+            eos=data.eos,
+            max_positions=config.max_positions,
+            spec=spec,
+        )
+    student = family.student(base, spec)
+    earlier = load("the --init-checkpoint", config.init_checkpoint) if config.init_checkpoint else None
+    initialise(student, spec.init, teacher=teacher, checkpoint=earlier)
+    return student
+
+
+def _resumed(family: Family, student: PreTrainedModel, spec: StudentSpec, path: str | Path) -> PreTrainedModel:
+    """``student``, loaded from ``path``, with the dropout of ``spec``; its shape has to be that of ``spec``."""
+    _refuse_other_shape(family.shape(student.config), spec, path)
+    if spec.dropout is None:
+        return student
+    # Modules read the configuration's dropout when they are made.
+    rebuilt = family.student(student.config, StudentSpec(dropout=spec.dropout))
+    rebuilt.load_state_dict(student.state_dict())
+    rebuilt.generation_config = student.generation_config
+    return rebuilt
+
+
+def _refuse_other_shape(found: ModelShape, spec: StudentSpec, path: str | Path) -> None:
+    facts = [("--width", spec.width, found.width)]
+    depths = {"encoder": spec.encoder_layers, "decoder": spec.decoder_layers}
+    for side, sizes in found.sides.items():
+        facts += [
+            (f"--{side}-layers", depths[side], sizes.layers),
+            ("--ffn-width", spec.ffn_width, sizes.ffn_width),
+            ("--heads", spec.heads, sizes.heads),
+        ]
+    for flag, asked, value in facts:
+        if asked is not None and asked != value:
+            raise ConfigError(
+                f"{flag} {asked}: the student in {path} has {value}; leave the flag out, or use --init checkpoint"
+            )
+
+
+def _move(model: nn.Module, world: World) -> None:
+    model.to(world.device)

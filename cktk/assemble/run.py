@@ -1,0 +1,164 @@
+"""A training run from its settings: `train`, and all objects that it needs put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from cktk.architectures.layer_map import layer_table
+from cktk.architectures.loading import write_model
+from cktk.assemble.models import Models, freeze, make_models
+from cktk.assemble.objective import make_schedule, make_step, make_updater
+from cktk.config.command import Settings
+from cktk.data.batch_config import BatchingConfig
+from cktk.data.iterators import MicroBatches
+from cktk.data.shards import DataFolder
+from cktk.distributed import world as distributed
+from cktk.distributed.world import World
+from cktk.engine.callbacks import MetricLog, ProgressBar
+from cktk.engine.checkpoint import Checkpoint, CheckpointStore, read_checkpoint
+from cktk.engine.configs import CheckpointConfig, ModelsConfig, RunConfig, UpdateConfig, ValidationConfig
+from cktk.engine.dry_run import dry_run
+from cktk.engine.ema import WeightAverage
+from cktk.engine.run_directory import claimed, record
+from cktk.engine.step import FrozenTeacher, Step
+from cktk.engine.trainer import Parts, Trainer, TrainingData
+from cktk.engine.validation import Validator
+from cktk.metrics.writers import JsonlWriter, TensorBoardWriter, Writer
+from cktk.protocols import Batch
+from cktk.registry import TASKS
+from cktk.tasks.base import Task, TaskBuilder
+from cktk.utils.log import logger, setup_logging
+from cktk.utils.rng import seed_everything_from
+
+
+def train(settings: Settings) -> None:
+    """Train as ``settings`` say, from the beginning or from the newest whole checkpoint of the run directory."""
+    config = settings.section(RunConfig)
+    world = distributed.start(config.device)
+    setup_logging(world.rank)
+    try:
+        if config.dry_run:
+            trainer, models = build(settings, world, None)
+            dry_run(trainer.parts, layer_table(models.pairs))
+            return
+        run, free = Path(config.save_dir), settings.free_on_resume()
+        with claimed(run, settings.to_yaml(), free) if world.is_main else nullcontext():
+            world.barrier()
+            _train_in(run, settings, world)
+    finally:
+        distributed.stop()
+
+
+def _train_in(run: Path, settings: Settings, world: World) -> None:
+    """Train in the run directory ``run``, which this process holds."""
+    config = settings.section(RunConfig)
+    checkpoint = _checkpoint(run, settings.section(CheckpointConfig))
+    trainer, models = build(settings, world, checkpoint)
+    if checkpoint and trainer.finished():
+        logger.info("nothing to do: %s is already at the end that the limits set", checkpoint.folder)
+        return
+    if models.pairs:
+        logger.info("layer map (student state <- teacher state):\n%s", layer_table(models.pairs))
+    if world.is_main:
+        # Only now, when everything could be built, does the run directory get its first file.
+        record(run, settings.to_yaml())
+        trainer.watch(_log(config, checkpoint), ProgressBar(trainer.fraction_done()))
+    trainer.run()
+
+
+def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tuple[Trainer, Models]:
+    """All objects of a run, with ``checkpoint`` restored where there is one."""
+    run, updates = settings.section(RunConfig), settings.section(UpdateConfig)
+    validation = settings.section(ValidationConfig)
+    data = DataFolder(settings.section(ModelsConfig).data)
+    if world.is_main and settings.section(ModelsConfig).verify_data:
+        data.verify()
+    seed_everything_from(run.seed)
+    models = make_models(settings, data, world, checkpoint)
+    task = _task(settings, data, models)
+    if checkpoint is None:
+        inherited = models.teacher if models.teacher is not None else models.student
+        models.family.set_generation(models.student, inherited.generation_config, task.target_template)
+    source = task.iterator("train", settings.section(BatchingConfig), True, run.seed, world.rank, world.size)
+    for line in (*models.describe(), *task.describe()):
+        logger.info("%s", line)
+    schedule = make_schedule(settings)
+    step, teacher = make_step(settings, models, world)
+    freeze(models.family, models.student, updates)
+    updater = make_updater(settings, step, teacher, world)
+    validator = _validator(settings, task, models, step, teacher, world)
+    parts = Parts(
+        updater=updater,
+        data=cast(TrainingData, source),
+        schedule=schedule,
+        validator=validator,
+        store=CheckpointStore(Path(run.save_dir)),
+        save_student=partial(write_model, models.student, models.tokenizer),
+        average=WeightAverage(step.student, updates.ema_decay) if updates.store_ema else None,
+        world=world,
+    )
+    trainer = Trainer(parts, updates, settings.section(CheckpointConfig), validation)
+    if checkpoint:
+        trainer.restore(checkpoint)
+        logger.info("continuing from %s (update %d)", checkpoint.folder, trainer.update)
+    return trainer, models
+
+
+def _checkpoint(run: Path, config: CheckpointConfig) -> Checkpoint | None:
+    newest = CheckpointStore(run).newest()
+    if newest is None and config.restore_file:
+        return read_checkpoint(Path(config.restore_file))
+    return newest
+
+
+def _task(settings: Settings, data: DataFolder, models: Models) -> Task:
+    name, config = settings.component("task")
+    make: TaskBuilder = TASKS.target(name)
+    return make(
+        config,
+        data,
+        pad=models.student.config.pad_token_id,
+        decoder_start=models.family.decoder_start(models.student.config),
+        max_positions=models.max_positions,
+    )
+
+
+def _validator(
+    settings: Settings, task: Task, models: Models, step: Step, teacher: FrozenTeacher | None, world: World
+) -> Validator | None:
+    config, batching = settings.section(ValidationConfig), settings.section(BatchingConfig)
+    if config.disable_validation:
+        return None
+    seed = settings.section(RunConfig).seed
+    passes = partial(task.iterator, config.valid_subset, batching, False, seed, world.rank, world.size)
+    scorer = task.scorer(models.student, models.tokenizer, config.valid_subset, world, batching.token_budget)
+    validator = Validator(step, teacher, partial(_one_pass, passes), world, scorer)
+    # What is wrong with the split or the metric is told now and not at the end of the first epoch.
+    validator.check(config.best_checkpoint_metric)
+    return validator
+
+
+def _one_pass(make: Callable[[], MicroBatches]) -> Iterator[Batch]:
+    """This rank's micro-batches of one pass over a split."""
+    batches = make()
+    while found := batches.next_update(1):
+        yield from found
+
+
+def _log(config: RunConfig, checkpoint: Checkpoint | None) -> MetricLog:
+    run = Path(config.save_dir)
+    own = checkpoint is not None and checkpoint.folder.parent == run
+    state = checkpoint.state if checkpoint is not None and own else {"log": None, "update": None}
+    log = JsonlWriter(run / "log.jsonl", keep_bytes=state["log"]["bytes"] if state["log"] else 0)
+    others: list[Writer] = [JsonlWriter(run / "speed.jsonl")]
+    if config.tensorboard:
+        purge = None if state["update"] is None else state["update"] + 1
+        others.append(TensorBoardWriter(run / "tensorboard", purge_step=purge))
+    metrics = MetricLog(log, others, config.log_interval)
+    if state["log"]:
+        metrics.load_state_dict(state["log"])
+    return metrics

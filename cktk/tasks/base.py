@@ -1,0 +1,48 @@
+"""What training asks of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from cktk.data.batch_config import BatchingConfig
+from cktk.data.iterators import MicroBatches
+from cktk.data.shards import DataFolder
+from cktk.distributed.world import World
+from cktk.protocols import Template
+
+
+class Task(Protocol):
+    """Makes batches of a data folder's rows, and judges a model by what it does with them."""
+
+    @property
+    def target_template(self) -> Template | None:
+        """What goes around a target text; None for a task without such."""
+
+    def describe(self) -> list[str]:
+        """Lines for the start of a run: what is trained on, how much of it, and what is cut."""
+
+    def iterator(
+        self, split_name: str, batching: BatchingConfig, shuffle: bool, seed: int, rank: int, world: int
+    ) -> MicroBatches:
+        """This rank's micro-batches of a split; raises `DataError` for a split that is not there."""
+
+    def scorer(
+        self, model: Any, tokenizer: Any, split_name: str, world: World, max_tokens: int | None
+    ) -> Callable[[], Mapping[str, float]] | None:
+        """What a validation calls on all ranks for figures beyond the loss; None where there are none.
+
+        ``max_tokens`` is the budget of a batch in training.
+        """
+
+
+class TaskBuilder(Protocol):
+    """What a row of `TASKS` names.
+
+    ``config`` are the task's own options, ``pad`` and ``decoder_start`` the model's token ids (no start: a decoder's
+    input begins with the last label), ``max_positions`` the most that its models take (None: no limit).
+    """
+
+    def __call__(
+        self, config: Any, data: DataFolder, *, pad: int, decoder_start: int | None, max_positions: int | None
+    ) -> Task: ...
