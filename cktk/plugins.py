@@ -22,7 +22,7 @@ def load_plugins(user_dir: str | None) -> None:
     for entry in entry_points(group=GROUP):
         try:
             entry.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"plug-in {entry.name} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}"
             ) from error
@@ -45,6 +45,6 @@ def _import_path(path: Path) -> None:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise ConfigError(f"--user-dir {path} cannot be loaded: {type(error).__name__}: {error}") from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -122,6 +122,14 @@ class HeadParams:
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
+
+
+class Adapter(Protocol):
+    """Runs a model as far as a request needs, and shows its output head."""
+
+    def __call__(self, batch: Batch, request: StateRequest) -> ModelOutput: ...
+
+    def head(self) -> HeadParams: ...
 
 
 @dataclass

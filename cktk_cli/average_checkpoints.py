@@ -10,6 +10,7 @@ from pathlib import Path
 from cktk.config.command import Command, Settings
 from cktk.config.options import option
 from cktk.errors import ConfigError
+from cktk.plugins import load_plugins
 from cktk_cli.run import run_command
 
 
@@ -30,7 +31,10 @@ class AverageConfig:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     command = Command(
-        "cktk-average-checkpoints", "Average the weights of several checkpoints into one student.", [AverageConfig]
+        "cktk-average-checkpoints",
+        "Average the weights of several checkpoints into one student.",
+        [AverageConfig],
+        load_plugins=load_plugins,
     )
     return run_command(command, _average, argv)
 

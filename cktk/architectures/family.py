@@ -7,23 +7,15 @@ the ``model_type`` of a model's configuration.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from cktk.architectures.spec import StudentSpec
 from cktk.errors import CheckpointError, ConfigError
-from cktk.protocols import Batch, HeadParams, ModelOutput, ModelShape, Side, StateRequest, Template
+from cktk.protocols import Adapter, ModelShape, Side, Template
 from cktk.registry import ARCHITECTURES
-
-
-class Adapter(Protocol):
-    """Runs a model as far as a request needs, and shows its output head."""
-
-    def __call__(self, batch: Batch, request: StateRequest) -> ModelOutput: ...
-
-    def head(self) -> HeadParams: ...
 
 
 class Family(ABC):

@@ -29,6 +29,7 @@ def model_folder(path: str | Path, *files: str) -> Path | str:
         )
     if folder.exists():
         raise CheckpointError(f"{folder}: is a file: give the folder of a Hugging Face model")
-    if str(path).startswith(".") or not _HUB_NAME.fullmatch(str(path)):
-        raise CheckpointError(f"{folder}: no such folder")
+    # What begins with a folder of this machine was meant as a path, not as a name on the hub.
+    if not _HUB_NAME.fullmatch(str(path)) or str(path).startswith(".") or Path(folder.parts[0]).is_dir():
+        raise CheckpointError(f"{folder}: no such folder; give a model folder or a name on the Hugging Face hub")
     return str(path)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from cktk.architectures.layer_map import layer_table
 from cktk.architectures.loading import write_model
@@ -25,7 +24,7 @@ from cktk.engine.dry_run import dry_run
 from cktk.engine.ema import WeightAverage
 from cktk.engine.run_directory import claimed, record
 from cktk.engine.step import FrozenTeacher, Step
-from cktk.engine.trainer import Parts, Trainer, TrainingData
+from cktk.engine.trainer import Parts, Trainer
 from cktk.engine.validation import Validator
 from cktk.metrics.writers import JsonlWriter, TensorBoardWriter, Writer
 from cktk.protocols import Batch
@@ -93,7 +92,7 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
     validator = _validator(settings, task, models, step, teacher, world)
     parts = Parts(
         updater=updater,
-        data=cast(TrainingData, source),
+        data=source,
         schedule=schedule,
         validator=validator,
         store=CheckpointStore(Path(run.save_dir)),

@@ -176,7 +176,8 @@ class Command:
         written = {}
         for name, text in vars(known).items():
             if name in table:
-                written[name] = Written(str(text), table[name].option.flag)
+                several = [part for item in text for part in item.split(",")] if isinstance(text, list) else None
+                written[name] = Written(several or str(text), table[name].option.flag)
         return written
 
     def _refuse_unknown_keys(self, written: Mapping[str, Written], table: Mapping[str, _Owned]) -> None:
@@ -237,7 +238,9 @@ def _typed_values(table: Mapping[str, _Owned], written: Mapping[str, Written]) -
 
 def _only_one(configs: Sequence[str]) -> Path:
     if len(configs) > 1:
-        raise ConfigError(f"--config is given twice, {configs[0]} and {configs[1]}; name one as the `base:` of the other")
+        raise ConfigError(
+            f"--config is given twice, {configs[0]} and {configs[1]}; name one as the `base:` of the other"
+        )
     return Path(configs[0])
 
 
@@ -257,7 +260,8 @@ def _add_flag(group: Any, option: Option) -> None:
         group.add_argument(option.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         return
     if option.meta("positional"):
-        group.add_argument(option.name, nargs="?", metavar=option.name.upper(), help=text)
+        several = "*" if option.is_list else "?"
+        group.add_argument(option.name, nargs=several, metavar=option.name.upper(), help=text)
     else:
         group.add_argument(option.flag, metavar=option.meta("metavar") or _metavar(option), help=text)
 

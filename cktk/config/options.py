@@ -89,6 +89,8 @@ class Option:
         if self.is_list:
             wanted = get_args(self.kind)
             items = raw if isinstance(raw, list) else _split_text(raw) if wanted[0] is str else _split_numbers(raw)
+            if not items and self.field.default != ():
+                raise ValueError("needs at least one value")
             if Ellipsis not in wanted and len(items) != len(wanted):
                 raise ValueError(f"takes {len(wanted)} values, not {len(items)}")
             return tuple(self._scalar(wanted[0], item) for item in items)

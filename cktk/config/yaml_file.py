@@ -30,6 +30,8 @@ def read_run_file(path: Path, _chain: tuple[Path, ...] = ()) -> dict[str, Writte
     base = own.pop("base", None)
     if base is not None and base.raw is not None:
         for name in base.raw if isinstance(base.raw, list) else [base.raw]:
+            if not (path.parent / name).is_file():
+                raise ConfigError(f"{base.where}: base {name}: no such run file")
             merged.update(read_run_file(path.parent / name, (*_chain, path.resolve())))
     merged.update(own)
     return merged

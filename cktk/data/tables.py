@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import glob
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -163,6 +164,9 @@ def _find(split: str, name: str) -> list[Path]:
     return found
 
 
+_LONE_SURROGATE = re.compile("[\\ud800-\\udfff]")
+
+
 def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
@@ -170,6 +174,8 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: not valid JSON ({error}); each line is one object") from error
     if not isinstance(row, dict):
         raise DataError(f"{where}: holds a JSON {type(row).__name__}; each line is one object with named columns")
+    if "\\u" in line and _LONE_SURROGATE.search(json.dumps(row, ensure_ascii=False)):
+        raise DataError(f"{where}: holds half of a surrogate pair (\\ud800 to \\udfff); write the character whole")
     return row
 
 

@@ -25,10 +25,10 @@ import cktk
 from cktk.errors import CheckpointError, CktkError, DataError
 from cktk.utils.files import atomic_folder, read_json, sha256_file, write_json
 from cktk.utils.log import logger
+from cktk.utils.run_layout import BEST, LAST
 
 SCHEMA = 1
 SUMS = "checksums.json"
-LAST, BEST = "checkpoint_last", "checkpoint_best"
 _EPOCH_END = re.compile(r"checkpoint\d+")
 _NAME = re.compile(r"checkpoint\d+|checkpoint_\d+_\d+")
 

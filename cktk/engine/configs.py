@@ -108,5 +108,5 @@ class ModelsConfig:
 
     data: str = option(help="folder that cktk-preprocess wrote", positional=True)
     teacher: str | None = option(None, help="model folder or hub name to distil from (default: train from scratch)")
-    allow_bin_weights: bool = option(False, help="read a teacher whose weights are a pickled .bin file")
+    allow_bin_weights: bool = option(False, help="read models whose weights are a pickled .bin file")
     verify_data: bool = option(True, help="compare the data folder with its checksums before training", resume="free")

@@ -10,15 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cktk.engine.totals import Totals
-from cktk.protocols import Batch, HeadParams, ModelOutput, Needs, StateRequest, Term, Unit
-
-
-class Adapter(Protocol):
-    """Runs one model family: states of a batch, and the output head."""
-
-    def __call__(self, batch: Batch, request: StateRequest) -> ModelOutput: ...
-
-    def head(self) -> HeadParams: ...
+from cktk.protocols import Adapter, Batch, HeadParams, ModelOutput, Needs, Term, Unit
 
 
 class TrainCriterion(Protocol):

@@ -15,8 +15,6 @@ from torch import Tensor
 from cktk.distributed.world import World
 from cktk.engine.callbacks import MetricLog, ProgressBar, describe
 from cktk.engine.checkpoint import (
-    BEST,
-    LAST,
     Checkpoint,
     CheckpointStore,
     checkpoint_name,
@@ -31,12 +29,14 @@ from cktk.engine.selection import BestTracker
 from cktk.engine.update import Updater, UpdateResult
 from cktk.engine.validation import Validator
 from cktk.protocols import Batch
+from cktk.utils.run_layout import BEST, LAST
 
 
 class TrainingData(Protocol):
     """A resumable source of this rank's micro-batches."""
 
-    epoch: int
+    @property
+    def epoch(self) -> int: ...
 
     def next_update(self, n: int) -> list[Batch] | None: ...
 

@@ -40,7 +40,9 @@ class JsonlWriter:
             self._file.write(json.dumps(record).encode() + b"\n")
             self._file.flush()
         except OSError as error:
-            raise CktkError(f"cannot write {self._file.name}: {error.strerror}; the last checkpoint is whole") from error
+            raise CktkError(
+                f"cannot write {self._file.name}: {error.strerror}; the last checkpoint is whole"
+            ) from error
 
     def position(self) -> int:
         """Bytes written so far; a checkpoint keeps this number."""

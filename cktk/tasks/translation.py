@@ -168,7 +168,8 @@ class TranslationTask:
             seed=seed,
             rank=rank,
             world=world,
-            num_workers=batching.num_workers,
+            # Workers start anew with each pass, which a short validation does not pay back.
+            num_workers=batching.num_workers if shuffle else 0,
             samples_per_epoch=batching.samples_per_epoch if shuffle else None,
         )
 

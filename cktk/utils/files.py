@@ -9,7 +9,7 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -79,7 +79,8 @@ def atomic_file(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any
     except OSError as error:
         raise CktkError(f"cannot write {path}: {error.strerror or error}; nothing was kept") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a file system gone read-only this would hide the error above
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -99,6 +100,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         fsync_path(path.parent)
     except OSError as error:
         raise CktkError(f"cannot write {path}: {error.strerror or error}; nothing was kept") from error
+    except Exception as error:
+        if type(error) is Exception:  # how the tokenizers package tells that a file cannot be written
+            raise CktkError(f"cannot write {path}: {error}; nothing was kept") from error
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -81,6 +81,7 @@ def test_a_broken_entry_point_raises(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("import no_such_module_here", "ModuleNotFoundError"),
         ("def broken(:\n", "SyntaxError"),
         ("1 / 0", "ZeroDivision"),
+        ("import sys; sys.exit(3)", "SystemExit"),
     ],
 )
 def test_a_broken_user_dir_raises_every_time(tmp_path: Path, source: str, words: str) -> None:

@@ -117,3 +117,17 @@ def test_lists_read_the_same_in_every_spelling(numbers: list[float]) -> None:
     texts = [repr(number) for number in numbers]
     spellings = [texts, ",".join(texts), " ".join(texts), f"[{', '.join(texts)}]"]
     assert {TABLE["betas"].convert(raw) for raw in spellings} == {tuple(numbers)}
+
+
+@dataclass(frozen=True)
+class Lists:
+    """lists"""
+
+    update_freq: tuple[int, ...] = opt((1,), help="frequency")
+
+
+def test_an_empty_list_is_refused() -> None:
+    (frequency,) = options_of(Lists)
+    for raw in ("", [], " , "):
+        with pytest.raises(ValueError, match="at least one value"):
+            frequency.convert(raw)

@@ -77,7 +77,7 @@ def test_circles_are_refused(tmp_path: Path, files: dict[str, str]) -> None:
         ("lists: [[1], 2]\n", "run.yaml:1: lists: takes a value or a list"),
         ("- lr\n- 1\n", "run.yaml:1: a run file is a map"),
         ("lr: 1\nwidth: [1, 2\nx: 3\n", r"run.yaml:\d: not valid YAML"),
-        ("base: missing.yaml\n", "missing.yaml: no such run file"),
+        ("lr: 1\nbase: missing.yaml\n", "run.yaml:2: base missing.yaml: no such run file"),
     ],
 )
 def test_errors_name_file_and_line(tmp_path: Path, text: str, words: str) -> None:

@@ -169,6 +169,7 @@ class TestTables:
             ("a.jsonl", b'{"en": "x", "fr": "y"}\n{"en"\n', r"a\.jsonl:2: not valid JSON"),
             ("a.jsonl", b'{"en": "x", "fr": "y"}\n{"en": "x"}\n', r"a\.jsonl:2: no column 'fr'"),
             ("a.jsonl", b'{"en": "x", "fr": 3}\n', r"a\.jsonl:1: column 'fr' holds int, not text"),
+            ("a.jsonl", b'{"en": "x", "fr": "\\ud800"}\n', r"a\.jsonl:1: holds half of a surrogate pair"),
             ("a.jsonl", b"[1]\n", r"a\.jsonl:1: holds a JSON list"),
             ("a.jsonl", b'{"translation": {"en": "x", "de": "y"}}\n', r"among: translation\.en, translation\.de"),
             ("a.parquet", b"PAR1 not really", r"a\.parquet: cannot be read as Parquet"),

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cktk.engine import checkpoint
-from cktk.engine.checkpoint import BEST, LAST, CheckpointStore, optimizer_state, read_checkpoint, restore_optimizer
+from cktk.engine.checkpoint import CheckpointStore, optimizer_state, read_checkpoint, restore_optimizer
 from cktk.errors import CheckpointError, CktkError
-
+from cktk.utils.run_layout import BEST, LAST
 
 #: Epochs went 1, 2, 3 and, after --reset-dataloader, 1 and 2 again.
 UPDATES = {"checkpoint_1_10": 10, "checkpoint1": 20, "checkpoint_2_30": 30, "checkpoint2": 40, "checkpoint_3_50": 50}
