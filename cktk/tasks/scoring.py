@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from cktk.data.shards import Split
 from cktk.distributed.world import World
@@ -10,10 +13,21 @@ from cktk.evaluation.bleu import score_translations
 from cktk.generation.beam import DEFAULT_BATCH_SIZE, BeamSearch
 from cktk.generation.configs import SearchConfig
 from cktk.generation.translator import decode_line
+from cktk.protocols import DecodingStart
 from cktk.tasks.configs import TranslationConfig
 
-if TYPE_CHECKING:
-    from cktk.tasks.translation import TranslationTask
+
+class TranslationRows(Protocol):
+    """What the scorer asks of a `TranslationTask`."""
+
+    @property
+    def decoding_start(self) -> DecodingStart: ...
+
+    def is_blank(self, split: Split, index: int) -> bool: ...
+
+    def source_inputs(self, split: Split, index: int) -> npt.NDArray[np.int64]: ...
+
+    def reference_ids(self, split: Split, index: int) -> npt.NDArray[np.int64]: ...
 
 
 class TranslationScorer:
@@ -26,7 +40,7 @@ class TranslationScorer:
 
     def __init__(
         self,
-        task: TranslationTask,
+        task: TranslationRows,
         split: Split,
         model: Any,
         tokenizer: Any,
