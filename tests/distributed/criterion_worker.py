@@ -63,7 +63,7 @@ def main(world: World, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
-    main(World(rank, torch.distributed.get_world_size(), torch.device("cpu")), Path(sys.argv[1]))
+    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    main(World(rank, 2, torch.device("cpu")), folder)
     torch.distributed.destroy_process_group()

@@ -102,7 +102,7 @@ def test_death_while_a_checkpoint_is_written_or_linked(
 
 
 def test_data_from_its_beginning_and_then_on(data: Path, teacher: Path, tmp_path: Path) -> None:
-    more = [*arguments("cka", teacher), "--keep-last-epochs", "-1"]
+    more = [*arguments("cka", teacher), "--keep-last-epochs", "-1", "--samples-per-epoch", "40"]
     run = toy.run_training(data, tmp_path / "run", *more, "--max-epoch", "3")
     updates = toy.log(run)[-1]["update"]
     toy.run_training(data, run, *more, "--max-epoch", "1", "--reset-dataloader")

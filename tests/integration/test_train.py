@@ -39,17 +39,10 @@ def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_a_model_from_scratch_translates_here_and_in_plain_transformers(data: Path, tmp_path: Path) -> None:
     shape = ["--width", "32", "--encoder-layers", "1", "--decoder-layers", "1", "--heads", "4"]
-    limits = [
-        "--max-epoch",
-        "25",
-        "--max-tokens",
-        "400",
-        "--max-source-positions",
-        "40",
-        "--max-target-positions",
-        "40",
-    ]
-    run = toy.run_training(data, tmp_path / "run", *shape, *limits, "--label-smoothing", "0.1", "--eval-bleu")
+    limits = ["--max-epoch", "15", "--validate-interval", "5", "--save-interval", "5", "--max-tokens", "400"]
+    limits += ["--max-source-positions", "40", "--max-target-positions", "40"]
+    more = ["--label-smoothing", "0.1", "--lr", "2e-2", "--eval-bleu"]
+    run = toy.run_training(data, tmp_path / "run", *shape, *limits, *more)
     losses = [record["ce"] for record in toy.log(run)]
     assert losses[-1] < 0.6 * losses[0]
     assert toy.log(run, "valid")[-1]["chrf"] > 5
@@ -63,7 +56,7 @@ def test_a_model_from_scratch_translates_here_and_in_plain_transformers(data: Pa
 
 @pytest.mark.parametrize("criterion", ["kl_kd", "cka_kd", "linear_kd"])
 def test_distillation_learns(criterion: str, data: Path, teacher: Path, tmp_path: Path) -> None:
-    flags = ["--teacher", str(teacher), "--criterion", criterion, *toy.SHAPE, "--max-epoch", "6", "--dropout", "0"]
+    flags = ["--teacher", str(teacher), "--criterion", criterion, *toy.SHAPE, "--max-update", "30", "--dropout", "0"]
     run = toy.run_training(data, tmp_path / "run", *flags)
     records = toy.log(run)
     names = {"kl_kd": ["kl"], "cka_kd": ["kl", "cka"], "linear_kd": ["kl", "linear/encoder", "linear/decoder"]}
@@ -150,11 +143,17 @@ def test_frozen_parts_stay(data: Path, teacher: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(after[name], before[name]) for name in after if "decoder.layers.0" in name)
 
 
+MIXED = ["--criterion", "cka_kd", *toy.SHAPE, "--max-update", "30", "--dropout", "0"]
+
+
+@pytest.fixture(scope="module")
+def exact(data: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.run_training(data, tmp_path_factory.mktemp("exact") / "run", "--teacher", str(teacher), *MIXED)
+
+
 @pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
-def test_mixed_precision(precision: str, data: Path, teacher: Path, tmp_path: Path) -> None:
-    flags = ["--teacher", str(teacher), "--criterion", "cka_kd", *toy.SHAPE, "--max-epoch", "3", "--dropout", "0"]
-    exact = toy.run_training(data, tmp_path / "exact", *flags)
-    mixed = toy.run_training(data, tmp_path / "mixed", *flags, precision)
+def test_mixed_precision(precision: str, exact: Path, data: Path, teacher: Path, tmp_path: Path) -> None:
+    mixed = toy.run_training(data, tmp_path / "mixed", "--teacher", str(teacher), *MIXED, precision)
     assert toy.log(mixed)[0]["loss"] == pytest.approx(toy.log(exact)[0]["loss"], rel=0.02)
     assert toy.log(mixed)[-1]["loss"] == pytest.approx(toy.log(exact)[-1]["loss"], rel=0.1)
     assert all(
