@@ -16,7 +16,7 @@ from cktk.metrics.writers import JsonlWriter, Writer
 
 
 class MetricLog:
-    """Averages the loss's parts between two log lines and hands them to the writers.
+    """Averages the loss's parts between two log lines and hands them to the writers; `speed` is the present one.
 
     ``log`` is the JSONL file whose bytes are a function of the run alone; figures that depend on the clock go to the
     other writers only, under the group "speed".
@@ -26,6 +26,7 @@ class MetricLog:
         self._log, self._others, self._interval = log, others, interval
         self._meters = Meters()
         self._tokens, self._since = 0, time.monotonic()
+        self.speed: dict[str, float] = {}
 
     def on_update(self, epoch: int, update: int, lr: float, result: UpdateResult) -> dict[str, float] | None:
         """Take an update in; at the end of an interval, write and return its averages."""
@@ -33,16 +34,16 @@ class MetricLog:
             self._meters.add(name, value, 1)
         self._meters.add("grad_norm", result.grad_norm, 1)
         self._tokens += result.counts["target_token"]
+        self.speed = {"target_tokens_per_second": self._tokens / max(time.monotonic() - self._since, 1e-9)}
         if update % self._interval:
             return None
         values = {"epoch": epoch, "lr": lr, **self._meters.averages()}
         self._write("train", update, values)
-        speed = {"target_tokens_per_second": self._tokens / max(time.monotonic() - self._since, 1e-9)}
         for writer in self._others:
-            writer.write("speed", update, speed)
+            writer.write("speed", update, self.speed)
         self._meters.reset()
         self._tokens, self._since = 0, time.monotonic()
-        return {**values, **speed}
+        return {**values, **self.speed}
 
     def on_validation(self, epoch: int, update: int, values: Mapping[str, float]) -> None:
         """Write the figures of a validation; its time does not count against the speed."""

@@ -158,7 +158,8 @@ class Trainer:
         averages = self._log.on_update(epoch, self.update, lr, result) if self._log and not result.skipped else None
         if self._bar:
             fraction = self.fraction_done()
-            self._bar.on_update(epoch, self.update, fraction, {**result.values, "lr": lr})
+            speed = self._log.speed if self._log else {}
+            self._bar.on_update(epoch, self.update, fraction, {**result.values, "lr": lr, **speed})
             if averages:
                 self._bar.say(f"epoch {epoch} | update {self.update} | {describe(averages)}", fraction)
 
