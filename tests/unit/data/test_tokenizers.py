@@ -78,8 +78,7 @@ class TestEncoding:
         assert [row.tolist() for row in rows.split()] == opened(texts, add_special_tokens=False)["input_ids"]
         slow = spec._replace(rust=False).open()
         assert all(
-            [row.tolist() for row in slow(texts, role).split()] == [r.tolist() for r in rows.split()]
-            for role in ROLES
+            [row.tolist() for row in slow(texts, role).split()] == [r.tolist() for r in rows.split()] for role in ROLES
         )
 
     def test_ids_are_never_cut_or_padded(self, tmp_path: Path) -> None:
