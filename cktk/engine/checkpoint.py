@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import cktk
 from cktk.errors import CheckpointError, CktkError, DataError
-from cktk.utils.files import atomic_folder, read_json, sha256_file, write_json
+from cktk.utils.files import atomic_folder, read_json, sha256_file, temporary_path, write_json
 from cktk.utils.log import logger
 from cktk.utils.run_layout import BEST, LAST
 
@@ -78,7 +78,7 @@ class CheckpointStore:
 
     def link(self, name: str, folder: Path) -> None:
         """Point ``checkpoint_last`` or ``checkpoint_best`` at ``folder``, atomically."""
-        temporary = self.run / f".{name}.{os.getpid()}.tmp"
+        temporary = temporary_path(self.run / name)
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(folder.name)
         os.replace(temporary, self.run / name)
