@@ -9,25 +9,16 @@ from pathlib import Path
 import pytest
 
 from cktk.metrics.writers import JsonlWriter
-from cktk_cli.train import main as train
 from tests.integration import toy
 
 SHORT = [*toy.SHAPE, "--max-update", "3"]
-
-
-def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    capsys.readouterr()
-    assert train(list(arguments)) != 0
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("cktk-train: error: ")
-    return line
 
 
 def test_two_trainings_do_not_share_a_folder(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = toy.run_training(data, tmp_path / "run", *SHORT)
     other = os.open(run, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
-    assert "another process" in error_of(capsys, *toy.flags(data, run, *SHORT, "--max-update", "5"))
+    assert "another process" in toy.error_of(capsys, *toy.flags(data, run, *SHORT, "--max-update", "5"))
     os.close(other)
     toy.run_training(data, run, *SHORT, "--max-update", "5")
 
@@ -46,7 +37,7 @@ def test_a_damaged_configuration(
     content: bytes, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.yaml").write_bytes(content)
-    assert "config.yaml" in error_of(capsys, *toy.flags(data, tmp_path, *SHORT))
+    assert "config.yaml" in toy.error_of(capsys, *toy.flags(data, tmp_path, *SHORT))
 
 
 def test_a_flipped_byte_in_a_shard(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +49,7 @@ def test_a_flipped_byte_in_a_shard(data: Path, tmp_path: Path, capsys: pytest.Ca
     (copy / "tokenizer").symlink_to(data / "tokenizer")
     shard = copy / "train-00000.source.bin"
     shard.write_bytes(bytes([shard.read_bytes()[0] ^ 1]) + shard.read_bytes()[1:])
-    assert "train-00000.source.bin" in error_of(capsys, *toy.flags(copy, tmp_path / "run", *SHORT))
+    assert "train-00000.source.bin" in toy.error_of(capsys, *toy.flags(copy, tmp_path / "run", *SHORT))
     assert not (tmp_path / "run").exists()
 
 
@@ -77,9 +68,9 @@ def test_a_checkpoint_of_other_settings(
     plain = toy.run_training(data, tmp_path / "plain", *SHORT)
     restore = ["--restore-file", str(plain / "checkpoint_last")]
     distil = ["--teacher", str(teacher), "--criterion", "linear_kd"]
-    error = error_of(capsys, *toy.flags(data, tmp_path / "a", *SHORT, *distil, *restore))
+    error = toy.error_of(capsys, *toy.flags(data, tmp_path / "a", *SHORT, *distil, *restore))
     assert "--finetune-from-model" in error
-    error = error_of(capsys, *toy.flags(data, tmp_path / "b", *SHORT, "--freeze-encoder", *restore))
+    error = toy.error_of(capsys, *toy.flags(data, tmp_path / "b", *SHORT, "--freeze-encoder", *restore))
     assert "--reset-optimizer" in error
     more = ["--max-update", "5", "--reset-optimizer", "--freeze-encoder"]
     assert toy.log(toy.run_training(data, tmp_path / "b", *SHORT, *restore, *more))[-1]["update"] == 4

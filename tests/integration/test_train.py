@@ -29,14 +29,6 @@ for line in sys.argv[2:]:
 """
 
 
-def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    capsys.readouterr()
-    assert train(list(arguments)) != 0
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("cktk-train: error: ")
-    return line
-
-
 def test_a_model_from_scratch_translates_here_and_in_plain_transformers(data: Path, tmp_path: Path) -> None:
     shape = ["--width", "32", "--encoder-layers", "1", "--decoder-layers", "1", "--heads", "4"]
     limits = ["--max-epoch", "15", "--validate-interval", "5", "--save-interval", "5", "--max-tokens", "400"]
@@ -71,7 +63,7 @@ def test_cosine_needs_equal_widths(
     flags = ["--teacher", str(teacher), "--criterion", "cosine_kd", "--decoder-layers", "1", "--max-update", "6"]
     run = toy.run_training(data, tmp_path / "run", *flags, "--init", "copy")
     assert toy.log(run)[-1]["cosine/encoder"] < 0.5
-    error = error_of(capsys, *toy.flags(data, tmp_path / "other", *flags, *toy.SHAPE))
+    error = toy.error_of(capsys, *toy.flags(data, tmp_path / "other", *flags, *toy.SHAPE))
     assert "16" in error and "32" in error and "cka_kd" in error
 
 
@@ -175,17 +167,17 @@ def test_models_to_start_from_are_checked_as_teachers_are(
 ) -> None:
     common = [*toy.flags(data, tmp_path / "run", "--max-update", "1", flag)]
     shape = [] if flag == "--finetune-from-model" else ["--init", "checkpoint", "--teacher", str(teacher)]
-    error = error_of(capsys, *common, str(teacher), *shape, "--arch", "mbart")
+    error = toy.error_of(capsys, *common, str(teacher), *shape, "--arch", "mbart")
     assert "--arch mbart does not fit" in error and "use --arch bart" in error
     other = toy.make_teacher(tmp_path / "other", data)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary[-1], vocabulary[-2] = vocabulary[-2], vocabulary[-1]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    error = error_of(capsys, *common, str(other), *shape)
+    error = toy.error_of(capsys, *common, str(other), *shape)
     assert str(other) in error and "token" in error and "preprocess" in error
     (other / "model.safetensors").rename(other / "pytorch_model.bin")
-    assert "--allow-bin-weights" in error_of(capsys, *common, str(other), *shape)
+    assert "--allow-bin-weights" in toy.error_of(capsys, *common, str(other), *shape)
 
 
 def test_epochs_of_a_number_of_samples(data: Path, tmp_path: Path) -> None:
@@ -236,7 +228,7 @@ def test_reversed_direction(data: Path, tmp_path: Path) -> None:
 def test_bad_flags_give_one_line(
     flags: list[str], words: list[str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = error_of(capsys, *toy.flags(data, tmp_path / "run", *toy.SHAPE, *flags))
+    error = toy.error_of(capsys, *toy.flags(data, tmp_path / "run", *toy.SHAPE, *flags))
     assert all(word in error for word in words), error
     assert not list((tmp_path / "run").glob("checkpoint*"))
 
@@ -246,17 +238,17 @@ def test_bad_folders_give_one_line(
 ) -> None:
     other = toy.make_teacher(tmp_path / "other", data, vocab_size=200)
     limits = ["--max-update", "1"]
-    error = error_of(capsys, *toy.flags(data, tmp_path / "run", *limits, *toy.SHAPE, "--teacher", str(other)))
+    error = toy.error_of(capsys, *toy.flags(data, tmp_path / "run", *limits, *toy.SHAPE, "--teacher", str(other)))
     assert "vocabulary" in error or "200" in error
-    assert "no such data folder" in error_of(capsys, *toy.flags(tmp_path / "absent", tmp_path / "run", *limits))
+    assert "no such data folder" in toy.error_of(capsys, *toy.flags(tmp_path / "absent", tmp_path / "run", *limits))
     weights = teacher / "model.safetensors"
     broken = tmp_path / "broken"
     broken.mkdir()
     for file in teacher.iterdir():
         (broken / file.name).write_bytes(file.read_bytes()[: 1000 if file == weights else None])
-    error = error_of(capsys, *toy.flags(data, tmp_path / "run", *limits, *toy.SHAPE, "--teacher", str(broken)))
+    error = toy.error_of(capsys, *toy.flags(data, tmp_path / "run", *limits, *toy.SHAPE, "--teacher", str(broken)))
     assert str(broken) in error
     run_file = tmp_path / "run.yaml"
     run_file.write_text(yaml.safe_dump({"max_update": 3, "criterion": "kl_kd", "temprature": 2}))
-    error = error_of(capsys, str(data), "--config", str(run_file))
+    error = toy.error_of(capsys, str(data), "--config", str(run_file))
     assert "run.yaml:3" in error and "temperature" in error

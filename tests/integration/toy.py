@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration
@@ -80,3 +81,11 @@ def log(run: Path, group: str = "train") -> list[dict[str, Any]]:
 def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint: the student's and the trainer's."""
     return {**load_file(checkpoint / "student/model.safetensors"), **load_file(checkpoint / "trainer.safetensors")}
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert train(list(arguments)) != 0
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("cktk-train: error: ")
+    return line
