@@ -60,7 +60,10 @@ def _folders(config: AverageConfig) -> list[Path]:
 
     found = CheckpointStore(Path(config.inputs[0])).of_kind(epoch_ends=bool(config.num_epoch_checkpoints))
     if len(found) < wanted:
-        raise ConfigError(f"{config.inputs[0]}: holds {len(found)} such checkpoints, {wanted} were asked for")
+        raise ConfigError(
+            f"{config.inputs[0]}: holds {len(found)} such checkpoints, {wanted} were asked for; ask for fewer, or keep "
+            "more when training (--keep-last-epochs, --keep-interval-updates)"
+        )
     return found[-wanted:]
 
 

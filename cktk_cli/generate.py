@@ -38,6 +38,10 @@ def generate(settings: Settings) -> None:
     config, search = settings.section(GenerateConfig), settings.section(SearchConfig)
     if config.scoring and not config.data_bin and config.reference is None:
         raise ConfigError("--scoring sacrebleu needs --reference FILE where no data folder is given")
+    if config.data_bin and config.input != "-":
+        raise ConfigError(f"--input {config.input} and the data folder {config.data_bin} exclude each other; give one")
+    if config.reference is not None and not config.scoring:
+        raise ConfigError("--reference is only looked at with --scoring sacrebleu; add it")
     if search.nbest > search.beam:
         raise ConfigError(f"--nbest {search.nbest} is more than --beam {search.beam}; raise the beam")
     for flag, name in (("--input", config.input), ("--prefix", config.prefix), ("--reference", config.reference)):

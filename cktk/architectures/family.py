@@ -114,7 +114,8 @@ def family_of(model_type: str | None, path: object) -> Family:
     known = families()
     if model_type is None or model_type not in known:
         raise CheckpointError(
-            f"{path}: model type {model_type!r} is not supported; supported: {', '.join(sorted(known))}"
+            f"{path}: model type {model_type!r} is not supported; supported: {', '.join(sorted(known))} "
+            "(plug-ins are loaded with --user-dir or the entry point group cktk.plugins)"
         )
     return known[model_type]
 

@@ -26,6 +26,7 @@ from cktk.engine.run_directory import claimed, record
 from cktk.engine.step import FrozenTeacher, Step
 from cktk.engine.trainer import Parts, Trainer
 from cktk.engine.validation import Validator
+from cktk.errors import ConfigError
 from cktk.metrics.writers import JsonlWriter, TensorBoardWriter, Writer
 from cktk.protocols import Batch
 from cktk.registry import TASKS
@@ -76,6 +77,11 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
     data = DataFolder(settings.section(ModelsConfig).data)
     if world.is_main and settings.section(ModelsConfig).verify_data:
         data.verify()
+    if not validation.disable_validation and validation.valid_subset not in data.splits:
+        raise ConfigError(
+            f"--valid-subset {validation.valid_subset}: {data.path} has the splits {', '.join(data.splits)}; "
+            "choose one, or use --disable-validation"
+        )
     seed_everything_from(run.seed)
     models = make_models(settings, data, world, checkpoint)
     task = _task(settings, data, models)

@@ -98,7 +98,7 @@ class Command:
 
     def parse(self, argv: Sequence[str] | None = None) -> Settings:
         """Parse ``argv`` (default: the process's) and the run file it names; raises `ConfigError`."""
-        arguments = list(sys.argv[1:] if argv is None else argv)
+        arguments = [_hyphenated(argument) for argument in (sys.argv[1:] if argv is None else argv)]
         early, others = self._early_parser().parse_known_args(arguments)
         written = read_run_file(_only_one(early.config)) if early.config else {}
         user_dir = early.user_dir or (written["user_dir"].raw if "user_dir" in written else None)
@@ -196,6 +196,12 @@ class Command:
                 if name in {option.name for option in options_of(component.registry.config(other))}:
                     return f"--{component.flag} {other}"
         return None
+
+
+def _hyphenated(argument: str) -> str:
+    """``--max_tokens=5`` as ``--max-tokens=5``: flags may be written like the names in run files."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
 @dataclasses.dataclass(frozen=True)

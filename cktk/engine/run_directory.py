@@ -61,7 +61,8 @@ def _check(run: Path, config: str, free: set[str]) -> None:
     if not (run / CONFIG).is_file():
         raise ConfigError(f"--save-dir {run}: holds other files and no {CONFIG}; give a new or empty folder")
     before, values = _read(run / CONFIG), yaml.safe_load(config)
-    for name in sorted(set(before) | set(values)):
+    # What both have comes first: a changed --criterion says more than the options that came and went with it.
+    for name in sorted(set(before) | set(values), key=lambda name: (name not in before or name not in values, name)):
         if name not in free and before.get(name) != values.get(name):
             flag = name.replace("_", "-")
             raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cktk.config.options import option
+from cktk.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,10 @@ class SearchConfig:
     )
     min_len: int = option(0, help="shortest output in tokens without the end-of-sentence token", minimum=0)
     no_repeat_ngram_size: int = option(0, help="no n-gram of this size occurs twice in an output; 0 is off", minimum=0)
+
+    def __post_init__(self) -> None:
+        if self.max_len_a == 0 and self.min_len > self.max_len_b:
+            raise ConfigError(f"--min-len {self.min_len} is more than --max-len-b {self.max_len_b}; lower one")
 
 
 @dataclass(frozen=True)

@@ -66,21 +66,36 @@ def fsync_path(path: Path) -> None:
 def atomic_file(path: Path, mode: str = "wb", **options: Any) -> Iterator[IO[Any]]:
     """Open ``path`` for writing; it gets its name only after everything was written and synced.
 
-    Raises `CktkError` naming the file when the disk is full or the folder cannot be written.
+    A link is followed. A device or a pipe, which nothing may replace, is written to as it is. Raises `CktkError` naming
+    the file when it is a folder, the disk is full, or its folder cannot be written.
     """
-    temporary = temporary_path(path)
-    try:
-        with open(temporary, mode, **options) as stream:
+    target = path.resolve() if path.is_symlink() else path
+    if target.is_dir():
+        raise CktkError(f"cannot write {path}: it is a folder; give a file")
+    if target.exists() and not target.is_file():
+        with _told(path), open(target, mode, **options) as stream:
             yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-        fsync_path(path.parent)
-    except OSError as error:
-        raise CktkError(f"cannot write {path}: {error.strerror or error}; nothing was kept") from error
+        return
+    temporary = temporary_path(target)
+    try:
+        with _told(path):
+            with open(temporary, mode, **options) as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+            fsync_path(target.parent)
     finally:
         with suppress(OSError):  # on a file system gone read-only this would hide the error above
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CktkError(f"cannot write {path}: {error.strerror or error}; nothing was kept") from error
 
 
 @contextmanager

@@ -130,6 +130,9 @@ def test_bad_calls_are_one_line(
     calls = {
         "--scoring sacrebleu needs --reference": [*model, "--input", source, "--scoring", "sacrebleu"],
         "--nbest 9 is more than --beam 5": [*model, "--input", source, "--nbest", "9"],
+        "--min-len 9 is more than --max-len-b 3": [*model, "--input", source, "--min-len", "9", "--max-len-b", "3"],
+        "exclude each other": [str(tmp_path), *model, "--input", source],
+        "only looked at with --scoring": [*model, "--input", source, "--reference", source],
         "--input gone: no such file": [*model, "--input", "gone"],
         "did you mean test?": [str(binarised), *model, "--gen-subset", "tests"],
         "holds en and fr": [str(binarised), *model, "--source-lang", "de"],

@@ -213,6 +213,8 @@ def test_reversed_direction(data: Path, tmp_path: Path) -> None:
         (["--max-update", "1", "--teacher", "/no/such/folder"], ["/no/such/folder"]),
         (["--max-update", "1", "--heads", "3"], ["--heads 3", "--width 16"]),
         (["--max-update", "1", "--valid-subset", "dev"], ["dev", "valid"]),
+        (["--max-update", "1", "--valid-subset", "dev"], ["--disable-validation"]),
+        (["--max_update", "1", "--label_smooting", "0.1"], ["did you mean --label-smoothing"]),
         (["--max-update", "1", "--fp16", "--bf16"], ["--fp16", "--bf16"]),
         (["--max-update", "1", "--lr", "fast"], ["--lr", "'fast'"]),
         (["--max-update", "1", "--max-tokens", "0"], ["--max-tokens", "at least 1"]),

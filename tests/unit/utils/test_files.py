@@ -179,3 +179,28 @@ def test_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
     (tmp_path / f".link.{dead}@{platform.node()}.tmp").symlink_to(tmp_path / "file")
     sweep_temporaries(tmp_path)
     assert set(names(tmp_path)) == kept
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to("real")
+    with atomic_file(tmp_path / "link", "w") as stream:
+        stream.write("new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with atomic_file(pipe, "w") as stream:
+        stream.write("through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_a_folder_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(CktkError, match="is a folder"), atomic_file(tmp_path, "w"):
+        raise AssertionError("reached")
