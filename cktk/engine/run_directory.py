@@ -20,6 +20,19 @@ from cktk.utils.files import atomic_file, is_temporary, sweep_temporaries, write
 CONFIG = "config.yaml"
 
 
+_held: set[int] = set()
+
+
+def _let_go() -> None:
+    # A forked child, such as a worker that loads data, shares its parent's locks and may outlive a killed parent.
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 @contextmanager
 def claimed(run: Path, config: str, free: set[str]) -> Iterator[None]:
     """Hold ``run`` for one training with the resolved YAML ``config``: nobody else may train there inside.
@@ -33,6 +46,7 @@ def claimed(run: Path, config: str, free: set[str]) -> Iterator[None]:
         descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise ConfigError(f"--save-dir {run}: cannot be used as a folder ({error.strerror})") from error
+    _held.add(descriptor)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         sweep_temporaries(run)
@@ -43,6 +57,7 @@ def claimed(run: Path, config: str, free: set[str]) -> Iterator[None]:
             f"--save-dir {run}: another process trains here; wait for it, or give another folder"
         ) from error
     finally:
+        _held.discard(descriptor)
         os.close(descriptor)
         with suppress(OSError):
             run.rmdir()  # only an empty one can go

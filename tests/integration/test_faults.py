@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from cktk.engine.run_directory import claimed
 from cktk.metrics.writers import JsonlWriter
 from tests.integration import toy
 
@@ -21,6 +23,21 @@ def test_two_trainings_do_not_share_a_folder(data: Path, tmp_path: Path, capsys:
     assert "another process" in toy.error_of(capsys, *toy.flags(data, run, *SHORT, "--max-update", "5"))
     os.close(other)
     toy.run_training(data, run, *SHORT, "--max-update", "5")
+
+
+def test_a_child_does_not_keep_the_folder(tmp_path: Path) -> None:
+    with claimed(tmp_path / "run", "lr: 1", set()):
+        (tmp_path / "run" / "config.yaml").write_text("lr: 1")  # so that the folder stays
+        child = os.fork()
+        if child == 0:
+            signal.pause()
+            os._exit(0)
+    try:
+        with claimed(tmp_path / "run", "lr: 1", set()):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_what_a_killed_process_left_is_swept(data: Path, tmp_path: Path) -> None:
