@@ -58,6 +58,7 @@ def claimed(run: Path, config: str, free: set[str]) -> Iterator[None]:
         ) from error
     finally:
         _held.discard(descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
         with suppress(OSError):
             run.rmdir()  # only an empty one can go

@@ -25,19 +25,24 @@ def test_two_trainings_do_not_share_a_folder(data: Path, tmp_path: Path, capsys:
     toy.run_training(data, run, *SHORT, "--max-update", "5")
 
 
-def test_a_child_does_not_keep_the_folder(tmp_path: Path) -> None:
-    with claimed(tmp_path / "run", "lr: 1", set()):
-        (tmp_path / "run" / "config.yaml").write_text("lr: 1")  # so that the folder stays
-        child = os.fork()
-        if child == 0:
+def test_a_worker_that_outlives_its_killed_parent_does_not_keep_the_folder(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        with claimed(tmp_path / "run", "lr: 1", set()):
+            (tmp_path / "run" / "config.yaml").write_text("lr: 1")
+            worker = os.fork()
+            if worker == 0:
+                os.write(writer, str(os.getpid()).encode())
             signal.pause()
-            os._exit(0)
+    worker = int(os.read(reader, 20))
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
     try:
         with claimed(tmp_path / "run", "lr: 1", set()):
-            pass
+            os.kill(worker, 0)  # it is still there
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        os.kill(worker, signal.SIGKILL)
 
 
 def test_what_a_killed_process_left_is_swept(data: Path, tmp_path: Path) -> None:
