@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cktk.config.command import Command, Component, Settings
 from cktk.data.batch_config import BatchingConfig
-from cktk.distributed.launch import launch, under_torchrun
+from cktk.distributed.launch import end_with_launcher, launch, under_torchrun
 from cktk.engine.configs import CheckpointConfig, ModelsConfig, RunConfig, UpdateConfig, ValidationConfig
 from cktk.plugins import load_plugins
 from cktk.registry import ARCHITECTURES, CRITERIA, LR_SCHEDULERS, OPTIMIZERS, TASKS
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if processes > 1 and not under_torchrun():
             exit_code = launch("cktk_cli.train", arguments, processes)
             return
+        if under_torchrun():
+            end_with_launcher()
         from cktk.assemble import train  # imports torch, which --help and bad flags need not wait for
 
         train(settings)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
+import sys
 from collections.abc import Sequence
 from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 def under_torchrun() -> bool:
     """Whether torchrun (or another launcher with its environment) started this process."""
     return "WORLD_SIZE" in os.environ
+
+
+def end_with_launcher() -> None:
+    """Let the kernel (of Linux) end this process when its parent dies: a killed launcher can tell it nothing more."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def launch(module: str, argv: Sequence[str], processes: int) -> int:
