@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Side = Literal["encoder", "decoder"]
 
+#: Self-attention of the encoder, self-attention of the decoder, and the decoder's attention to the encoder.
+AttentionKind = Literal["encoder", "decoder", "cross"]
+
 #: Label value of a position that is not scored (the value that PyTorch's cross entropy ignores).
 IGNORED = -100
 
@@ -38,17 +41,31 @@ class LayerPair:
 
 
 @dataclass(frozen=True)
+class AttentionPair:
+    """A student layer and the teacher layer whose attention of one kind it is matched with; layers count from 1."""
+
+    kind: AttentionKind
+    student: int
+    teacher: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} attention {self.student}<-{self.teacher}"
+
+
+@dataclass(frozen=True)
 class StateRequest:
     """Which states of one model a forward pass has to keep.
 
-    ``hidden`` lists the ``hidden_states`` indices per side; ``head`` asks for the states that feed the output head.
+    ``hidden`` lists the ``hidden_states`` indices per side; ``head`` asks for the states that feed the output head;
+    ``attention`` lists the layers, from 1, whose projections of that kind are kept.
     """
 
     hidden: Mapping[Side, tuple[int, ...]] = field(default_factory=dict)
     head: bool = False
+    attention: Mapping[AttentionKind, tuple[int, ...]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return self.head or any(self.hidden.values())
+        return self.head or any(self.hidden.values()) or any(self.attention.values())
 
 
 @dataclass(frozen=True)
@@ -57,14 +74,21 @@ class Needs:
 
     pairs: tuple[LayerPair, ...] = ()
     teacher_head: bool = False
+    attention: tuple[AttentionPair, ...] = ()
 
     def request(self, model: Literal["student", "teacher"], head: bool) -> StateRequest:
         """The states of ``model`` that the pairs name, with the head's input where ``head`` is set."""
-        sides: tuple[Side, ...] = ("encoder", "decoder")
-        hidden: dict[Side, tuple[int, ...]] = {
-            side: tuple(sorted({getattr(pair, model) for pair in self.pairs if pair.side == side})) for side in sides
-        }
-        return StateRequest(hidden={side: layers for side, layers in hidden.items() if layers}, head=head)
+        hidden: dict[Side, set[int]] = {}
+        for pair in self.pairs:
+            hidden.setdefault(pair.side, set()).add(getattr(pair, model))
+        attention: dict[AttentionKind, set[int]] = {}
+        for block in self.attention:
+            attention.setdefault(block.kind, set()).add(getattr(block, model))
+        return StateRequest(
+            hidden={side: tuple(sorted(layers)) for side, layers in hidden.items()},
+            head=head,
+            attention={kind: tuple(sorted(layers)) for kind, layers in attention.items()},
+        )
 
 
 @dataclass
@@ -105,14 +129,50 @@ class Batch:
 
 
 @dataclass
+class AttentionStates:
+    """What one attention block computes with: queries (B, L_q, d), keys and values (B, L_k, d), heads side by side.
+
+    Scores are ``scale * q @ k.T`` per head. ``query_rows`` (B, L_q) and ``key_rows`` (B, L_k) say which positions
+    count; where ``causal``, a query sees no key to its right. Not packed: the blocks need the sentences.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    heads: int
+    scale: float
+    query_rows: Tensor
+    key_rows: Tensor
+    causal: bool
+
+
+@dataclass
+class SparseTargets:
+    """A teacher's distribution on ``k`` tokens of each scored position: ``ids`` and ``log_probs`` (N_decoder, k).
+
+    ``sampled`` ids are draws from the distribution, repeats included, each worth 1 / k. Otherwise they are the k most
+    probable tokens, and what is left of the probability belongs to all others together. ``log_probs`` are those of the
+    whole distribution at ``temperature``.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    sampled: bool
+    temperature: float
+
+
+@dataclass
 class ModelOutput:
     """States of one model for one batch, packed: rows that do not count are already dropped, so no loss can see a pad.
 
-    ``hidden[side, i]`` is (N_side, d); ``head_input`` is (N_decoder, d), the states as they enter the output head.
+    ``hidden[side, i]`` is (N_side, d); ``head_input`` is (N_decoder, d), the states as they enter the output head;
+    ``attention[kind, layer]`` are the projections of a block. ``targets`` stand in for a teacher's head and its input.
     """
 
     hidden: dict[tuple[Side, int], Tensor]
     head_input: Tensor | None = None
+    attention: dict[tuple[AttentionKind, int], AttentionStates] = field(default_factory=dict)
+    targets: SparseTargets | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +196,7 @@ class Adapter(Protocol):
 class Term:
     """One addend of the loss: the undivided sum over ``unit``; the engine multiplies it by ``weight`` / (global count).
 
-    ``parts`` are the detached sums to log under their own names (default: the total under ``name``). Where ``total`` is
+    ``parts`` are the detached sums to log under their own names (None: the total under ``name``). Where ``total`` is
     a surrogate that has the loss's gradient but not its value, ``value`` is the loss. Values and parts of unit
     ``"update"`` are those of the whole update already, the same in each of its micro-batches.
     """
@@ -145,7 +205,7 @@ class Term:
     total: Tensor
     unit: Unit
     weight: float = 1.0
-    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    parts: Mapping[str, Tensor] | None = None
     value: Tensor | None = None
 
 
@@ -190,6 +250,15 @@ class ModelShape:
     width: int
     sides: Mapping[Side, SideShape]
     positions: int | None
+
+
+@dataclass(frozen=True)
+class Matching:
+    """What a criterion is built for: the sizes of both models, and the layers that are matched."""
+
+    student: ModelShape
+    teacher: ModelShape
+    pairs: tuple[LayerPair, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ class Totals:
 
     def take(self, term: Term) -> None:
         """Add one term of one micro-batch."""
-        parts = {name: part.detach().double() for name, part in (term.parts or {term.name: term.total}).items()}
+        shown = {term.name: term.total} if term.parts is None else term.parts
+        parts = {name: part.detach().double() for name, part in shown.items()}
         value = (term.total if term.value is None else term.value).detach().double()
         self._add({(name, term.unit): part for name, part in parts.items()})
         known = self._sums.get(("loss", term.unit))
