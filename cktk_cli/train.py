@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from cktk.config.command import Command, Component, Settings
+from cktk.criteria.presets import PRESETS
 from cktk.data.batch_config import BatchingConfig
 from cktk.distributed.launch import end_with_launcher, launch, under_torchrun
 from cktk.engine.configs import CheckpointConfig, ModelsConfig, RunConfig, UpdateConfig, ValidationConfig
@@ -29,6 +30,7 @@ def command() -> Command:
             Component("lr-scheduler", LR_SCHEDULERS, "inverse_sqrt", "learning-rate schedule"),
         ],
         load_plugins=load_plugins,
+        presets=PRESETS,
     )
 
 

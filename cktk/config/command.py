@@ -1,4 +1,7 @@
-"""From a command line to typed settings: defaults < YAML ``base:`` chain < YAML < flags, one path for every command."""
+"""From a command line to typed settings, one path for every command.
+
+Defaults < ``--preset`` < YAML ``base:`` chain < YAML < flags.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,16 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import yaml
 
+from cktk.config.flags import Parser, add_flag, hyphenated, unknown_argument
 from cktk.config.options import Option, Raw, options_of
+from cktk.config.presets import Preset
 from cktk.config.yaml_file import Written, read_run_file
 from cktk.errors import ConfigError
-from cktk.utils.words import nearest, unknown_name
+from cktk.utils.words import unknown_name
 
 ConfigT = TypeVar("ConfigT")
 
@@ -79,7 +84,8 @@ class Settings:
 class Command:
     """A command's flags: its sections, and the registries that it lets the user choose from.
 
-    ``load_plugins`` is called with the value of ``--user-dir`` (or None) before any registry is read.
+    ``load_plugins`` is called with the value of ``--user-dir`` (or None) before any registry is read. With ``presets``
+    the command has a flag ``--preset``, whose values for options that nothing chosen declares are left out.
     """
 
     def __init__(
@@ -89,38 +95,62 @@ class Command:
         sections: Sequence[type],
         components: Sequence[Component] = (),
         load_plugins: Callable[[str | None], None] | None = None,
+        presets: Mapping[str, Preset] | None = None,
     ) -> None:
         self.prog = prog
         self.description = description
         self.sections = tuple(sections)
         self.components = tuple(components)
         self.load_plugins = load_plugins
+        self.presets = presets or {}
 
     def parse(self, argv: Sequence[str] | None = None) -> Settings:
         """Parse ``argv`` (default: the process's) and the run file it names; raises `ConfigError`."""
-        arguments = [_hyphenated(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+        arguments = [hyphenated(argument) for argument in (sys.argv[1:] if argv is None else argv)]
         early, others = self._early_parser().parse_known_args(arguments)
         written = read_run_file(_only_one(early.config)) if early.config else {}
         user_dir = early.user_dir or (written["user_dir"].raw if "user_dir" in written else None)
         if self.load_plugins:
             self.load_plugins(str(user_dir) if user_dir else None)
         given = {**{name: value.raw for name, value in written.items()}, **_glance(others)}
-        chosen = {component.name: self._choose(component, early, written, given) for component in self.components}
+        preset_name, preset = self._preset(early, written)
+        chosen: dict[str, str | None] = {}
+        for component in self.components:
+            chosen[component.name] = self._choose(
+                component, early, written, given, preset.resolve({**given, **chosen}).get(component.name)
+            )
         sections = [*self.sections, *self._chosen_sections(chosen)]
         table = _option_table(sections)
-        flags = self._parse_flags(table, arguments)
+        named = preset.resolve({**given, **chosen})
+        flags = self._parse_flags(table, arguments, named)
         self._refuse_unknown_keys(written, table)
         values: dict[str, Any] = {**chosen, "user_dir": user_dir}
-        values.update(_typed_values(table, {**written, **flags}))
+        if self.presets:
+            values["preset"] = preset_name
+        presets = {name: Written(text, f"--preset {preset_name}") for name, text in named.items()}
+        values.update(_typed_values(table, {**presets, **written, **flags}))
         return Settings(values, sections, self.components)
 
     def _early_parser(self) -> argparse.ArgumentParser:
-        parser = _Parser(prog=self.prog, add_help=False, allow_abbrev=False, argument_default=None)
+        parser = Parser(self.prog, add_help=False)
         parser.add_argument("--config", action="append")
         parser.add_argument("--user-dir")
+        if self.presets:
+            parser.add_argument("--preset")
         for component in self.components:
             parser.add_argument("--" + component.flag)
         return parser
+
+    def _preset(self, early: argparse.Namespace, written: Mapping[str, Written]) -> tuple[str | None, Preset]:
+        """The name and the values of the chosen preset; none and no values where there is none."""
+        name, where = written.get("preset", (None, "")) if self.presets else (None, "")
+        if getattr(early, "preset", None) is not None:
+            name, where = early.preset, "--preset"
+        if name is None:
+            return None, Preset("", {})
+        if str(name) not in self.presets:
+            raise ConfigError(f"{where}: {unknown_name(str(name), self.presets)}")
+        return str(name), self.presets[str(name)]
 
     def _choose(
         self,
@@ -128,6 +158,7 @@ class Command:
         early: argparse.Namespace,
         written: Mapping[str, Written],
         given: Mapping[str, Raw],
+        preset: str | None,
     ) -> str | None:
         name = getattr(early, component.name)
         where = f"--{component.flag}"
@@ -135,7 +166,7 @@ class Command:
             name, where = written[component.name]
         if name is None and component.infer is not None:
             name = component.infer(given)
-        name = name or component.default
+        name = name or preset or component.default
         if name is not None and name not in component.registry.names():
             raise ConfigError(
                 f"{where}: {unknown_name(str(name), component.registry.names())} "
@@ -147,17 +178,15 @@ class Command:
         configs = [c.registry.config(name) for c in self.components if (name := chosen[c.name]) is not None]
         return list(dict.fromkeys(configs))
 
-    def _parse_flags(self, table: Mapping[str, _Owned], arguments: list[str]) -> dict[str, Written]:
-        parser = _Parser(
-            prog=self.prog,
-            description=self.description,
-            allow_abbrev=False,
-            argument_default=argparse.SUPPRESS,
-            formatter_class=_HelpFormatter,
-        )
+    def _parse_flags(
+        self, table: Mapping[str, _Owned], arguments: list[str], preset: Mapping[str, str]
+    ) -> dict[str, Written]:
+        parser = Parser(self.prog, description=self.description, argument_default=argparse.SUPPRESS)
         general = parser.add_argument_group("general")
         general.add_argument("--config", metavar="FILE", help="run file in YAML with the same names as the flags")
         general.add_argument("--user-dir", metavar="DIR", help="folder or file of Python plug-ins to import")
+        if self.presets:
+            general.add_argument("--preset", metavar="NAME", help=self._preset_help())
         for component in self.components:
             general.add_argument("--" + component.flag, metavar="NAME", help=_component_help(component))
         groups: dict[type, Any] = {}
@@ -165,14 +194,14 @@ class Command:
             owner = option.owner
             if owner not in groups:
                 groups[owner] = parser.add_argument_group((owner.__doc__ or owner.__name__).strip().splitlines()[0])
-            _add_flag(groups[owner], option.option)
+            add_flag(groups[owner], option.option, preset.get(option.option.name))
         known, unknown = parser.parse_known_args(arguments)
         if unknown:
             name = unknown[0].partition("=")[0]
             if choice := self._not_chosen(name[2:].replace("-", "_")):
                 raise ConfigError(f"{name} belongs to {choice}, which was not chosen")
             flags = [option.option.flag for option in table.values()]
-            raise ConfigError(_unknown_argument(unknown[0], flags))
+            raise ConfigError(unknown_argument(unknown[0], flags))
         written = {}
         for name, text in vars(known).items():
             if name in table:
@@ -182,12 +211,17 @@ class Command:
 
     def _refuse_unknown_keys(self, written: Mapping[str, Written], table: Mapping[str, _Owned]) -> None:
         known = {*table, "user_dir", *(component.name for component in self.components)}
+        known |= {"preset"} if self.presets else set()
         for name, value in written.items():
             if name in known:
                 continue
             if owner := self._not_chosen(name):
                 raise ConfigError(f"{value.where}: {name} belongs to {owner}, which was not chosen")
             raise ConfigError(f"{value.where}: {unknown_name(name, sorted(known))}")
+
+    def _preset_help(self) -> str:
+        known = ", ".join(f"{name} ({preset.summary})" for name, preset in self.presets.items())
+        return f"named settings, which run file and flags override: {known}"
 
     def _not_chosen(self, name: str) -> str | None:
         """The first choice that has an option ``name``, as ``--flag name``."""
@@ -196,12 +230,6 @@ class Command:
                 if name in {option.name for option in options_of(component.registry.config(other))}:
                     return f"--{component.flag} {other}"
         return None
-
-
-def _hyphenated(argument: str) -> str:
-    """``--max_tokens=5`` as ``--max-tokens=5``: flags may be written like the names in run files."""
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,55 +288,6 @@ def _glance(arguments: Sequence[str]) -> dict[str, Raw]:
     return given
 
 
-def _add_flag(group: Any, option: Option) -> None:
-    text = option.meta("help").replace("%", "%%") + _default_words(option)
-    if option.kind is bool:
-        group.add_argument(option.flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-        return
-    if option.meta("positional"):
-        several = "*" if option.is_list else "?"
-        group.add_argument(option.name, nargs=several, metavar=option.name.upper(), help=text)
-    else:
-        group.add_argument(option.flag, metavar=option.meta("metavar") or _metavar(option), help=text)
-
-
-def _metavar(option: Option) -> str:
-    if option.choices:
-        return "{" + ",".join(option.choices) + "}"
-    return {int: "N", float: "X", str: "TEXT"}.get(option.kind, "X,..")
-
-
-def _default_words(option: Option) -> str:
-    default = option.field.default
-    if option.required:
-        return " (required)"
-    if default is None or default == "" or (option.kind is bool and not default):
-        return ""
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    return f" (default: {shown})"
-
-
 def _component_help(component: Component) -> str:
     default = f" (default: {component.default})" if component.default else ""
     return f"{component.help}: {', '.join(component.registry.names())}{default}"
-
-
-def _unknown_argument(argument: str, flags: Sequence[str]) -> str:
-    name = argument.partition("=")[0]
-    if not name.startswith("-"):
-        return f"unexpected argument {argument!r}"
-    near = nearest(name, flags)
-    return f"unknown flag {name}" + (f"; did you mean {near}?" if near else "") + " (see --help)"
-
-
-class _HelpFormatter(argparse.HelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=110)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        flag, found, _ = message.removeprefix("argument ").partition(": expected one argument")
-        if found:
-            raise ConfigError(f"{flag} needs a value (one that begins with a dash is joined to it: {flag}=-VALUE)")
-        raise ConfigError(message)

@@ -77,7 +77,8 @@ class Option:
 
     @property
     def choices(self) -> Sequence[str] | None:
-        literal = get_args(self.kind) if get_origin(self.kind) is Literal else None
+        item = get_args(self.kind)[0] if self.is_list else self.kind
+        literal = get_args(item) if get_origin(item) is Literal else None
         return self.meta("choices") or literal
 
     def convert(self, raw: Raw) -> Any:

@@ -41,7 +41,8 @@ MODULES = modules()
 CONFIG_MODULES = [
     name
     for name in MODULES
-    if name.startswith("cktk.config.") or name.rpartition(".")[2] in ("configs", "batch_config", "registry", "plugins")
+    if name.startswith("cktk.config.")
+    or name.rpartition(".")[2] in ("configs", "batch_config", "presets", "registry", "plugins")
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -178,3 +179,17 @@ def test_help_shows_the_flags_of_what_was_chosen(capsys: pytest.CaptureFixture[s
     shown = capsys.readouterr().out
     assert "--shade X" in shown and "how blue (default: 0.5)" in shown and "--depth" not in shown
     assert "DATA" in shown and "50% of it later" in shown and "blue, red" in shown
+
+
+@pytest.mark.parametrize(("flag", "shown"), [("--mode", "{low,high}"), ("--modes", "NAME,..")])
+def test_help_shows_what_a_value_looks_like(flag: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True)
+    class Modes:
+        """Modes."""
+
+        mode: Literal["low", "high"] = option("low", help="one")
+        modes: tuple[Literal["low", "high"], ...] = option((), help="any of them")
+
+    with pytest.raises(SystemExit):
+        Command("prog", "words", [Modes]).parse(["--help"])
+    assert f"{flag} {shown}" in capsys.readouterr().out

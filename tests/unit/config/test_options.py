@@ -26,6 +26,7 @@ class Sample:
     pair: tuple[int, int] = opt((1, 2), help="pair")
     paths: tuple[str, ...] = opt((), help="paths")
     mode: Literal["low", "high"] = opt("low", help="mode")
+    modes: tuple[Literal["low", "high"], ...] = opt((), help="modes")
     kind: str = opt("plain", help="kind", choices=("plain", "fancy"))
     workers: int = opt(0, help="workers", resume="free")
 
@@ -58,6 +59,9 @@ TABLE: dict[str, Option] = {option.name: option for option in options_of(Sample)
         ("paths", ["a, b", "c"], ("a, b", "c")),
         ("paths", " ", ()),
         ("mode", "high", "high"),
+        ("modes", "high,low", ("high", "low")),
+        ("modes", ["low"], ("low",)),
+        ("modes", [], ()),
         ("kind", "fancy", "fancy"),
     ],
 )
@@ -85,6 +89,7 @@ def test_text_becomes_a_typed_value(name: str, raw: str | list[str] | None, valu
         ("pair", "3", "takes 2 values, not 1"),
         ("pair", ["3", "4", "5"], "takes 2 values, not 3"),
         ("mode", "hihg", "did you mean high"),
+        ("modes", "low,hihg", "did you mean high"),
         ("kind", "fanci", "did you mean fancy"),
     ],
 )
@@ -98,7 +103,8 @@ def test_fields_describe_themselves() -> None:
     assert TABLE["name"].required and not TABLE["rows"].required
     assert TABLE["limit"].optional and TABLE["limit"].kind is int
     assert TABLE["betas"].is_list and not TABLE["rows"].is_list
-    assert TABLE["mode"].choices == ("low", "high")
+    assert TABLE["mode"].choices == TABLE["modes"].choices == ("low", "high")
+    assert TABLE["kind"].choices == ("plain", "fancy") and TABLE["paths"].choices is None
     assert TABLE["workers"].meta("resume") == "free" and TABLE["rows"].meta("resume") == "same"
 
 
