@@ -5,9 +5,9 @@ Shapes: B sentences, S source positions, T target positions, N selected rows, d 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -173,6 +173,28 @@ class ModelOutput:
     head_input: Tensor | None = None
     attention: dict[tuple[AttentionKind, int], AttentionStates] = field(default_factory=dict)
     targets: SparseTargets | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> ModelOutput:
+        """The same output with every tensor changed; a tensor that stands in two places is changed once."""
+        done: dict[int, Tensor] = {}
+
+        def changed(tensor: Tensor) -> Tensor:
+            if id(tensor) not in done:
+                done[id(tensor)] = change(tensor)
+            return done[id(tensor)]
+
+        return ModelOutput(
+            hidden={key: changed(state) for key, state in self.hidden.items()},
+            head_input=None if self.head_input is None else changed(self.head_input),
+            attention={key: _changed_fields(block, changed) for key, block in self.attention.items()},
+            targets=None if self.targets is None else _changed_fields(self.targets, changed),
+        )
+
+
+def _changed_fields(holder: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of the dataclass ``holder`` with what has a ``dtype``, its tensors, changed."""
+    fields = vars(holder).items()
+    return replace(holder, **{name: change(value) for name, value in fields if hasattr(value, "dtype")})
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,9 @@ CRITERIA = Registry(
         "cka_kd": ("cktk.criteria.configs:CkaKdConfig", "cktk.criteria.compose:cka_kd"),
         "linear_kd": ("cktk.criteria.configs:LinearKdConfig", "cktk.criteria.compose:linear_kd"),
         "cosine_kd": ("cktk.criteria.configs:CosineKdConfig", "cktk.criteria.compose:cosine_kd"),
+        "procrustes_kd": ("cktk.criteria.configs:ProcrustesKdConfig", "cktk.criteria.compose:procrustes_kd"),
+        "gram_kd": ("cktk.criteria.configs:GramKdConfig", "cktk.criteria.compose:gram_kd"),
+        "attention_kd": ("cktk.criteria.configs:AttentionKdConfig", "cktk.criteria.compose:attention_kd"),
     },
 )
 

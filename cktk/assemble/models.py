@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from cktk.architectures.configs import StudentConfig
 from cktk.architectures.family import Family, registered_family
 from cktk.architectures.initialise import initialise
-from cktk.architectures.layer_map import layer_pairs
 from cktk.architectures.loading import load_model, load_tokenizer
 from cktk.architectures.spec import StudentSpec
 from cktk.architectures.vocabulary import check_student, check_vocabularies, folder_vocabulary
@@ -22,17 +21,16 @@ from cktk.distributed.world import World
 from cktk.engine.checkpoint import Checkpoint
 from cktk.engine.configs import CheckpointConfig, ModelsConfig, UpdateConfig
 from cktk.errors import ConfigError
-from cktk.protocols import LayerPair, ModelShape
+from cktk.protocols import ModelShape
 
 
 @dataclass
 class Models:
-    """The student, its teacher, and how their layers are paired (not at all without a teacher)."""
+    """The student and its teacher, if it has one."""
 
     family: Family
     student: PreTrainedModel
     teacher: PreTrainedModel | None
-    pairs: tuple[LayerPair, ...]
     tokenizer: PreTrainedTokenizerBase
 
     def shape(self, model: PreTrainedModel) -> ModelShape:
@@ -88,13 +86,11 @@ def make_models(settings: Settings, data: DataFolder, world: World, checkpoint: 
         student = _resumed(family, load("the model to finetune,", weights), spec, weights)
     else:
         student = _new_student(family, student_config, teacher, data, load)
-    pairs: tuple[LayerPair, ...] = ()
     if teacher is not None:
         check_student(student.config, teacher.config)
-        pairs = layer_pairs(family.shape(student.config), family.shape(teacher.config))
         _move(teacher, world)
     _move(student, world)
-    return Models(family, student, teacher, pairs, load_tokenizer(data.tokenizer_path))
+    return Models(family, student, teacher, load_tokenizer(data.tokenizer_path))
 
 
 def freeze(family: Family, student: PreTrainedModel, config: UpdateConfig) -> None:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from cktk.architectures.layer_map import layer_pairs
+from cktk.architectures.layer_map import layer_pairs, layer_table
 from cktk.assemble.models import Models
 from cktk.config.command import Settings
+from cktk.criteria.configs import HiddenKdConfig, MatchingConfig
+from cktk.data.batch_config import BatchingConfig
 from cktk.distributed.world import World
-from cktk.engine.configs import RunConfig, UpdateConfig
-from cktk.engine.step import Autocast, FrozenTeacher, Step, TrainCriterion
+from cktk.engine.configs import ModelsConfig, RunConfig, UpdateConfig
+from cktk.engine.step import Step, TrainCriterion
+from cktk.engine.teacher import Autocast, FrozenTeacher, StateStore, Teacher
 from cktk.engine.update import Updater
 from cktk.errors import ConfigError
 from cktk.optim.configs import OptimizerConfig
-from cktk.protocols import Needs
+from cktk.protocols import LayerPair, Matching, ModelShape, Needs
 from cktk.registry import CRITERIA, LR_SCHEDULERS, OPTIMIZERS
 
+_STATE_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-def make_step(settings: Settings, models: Models, world: World) -> tuple[Step, FrozenTeacher | None]:
+
+def make_step(settings: Settings, models: Models, world: World) -> tuple[Step, Teacher | None]:
     """Student and criterion as one module, and the teacher that it learns from."""
     run = settings.section(RunConfig)
     dtype = torch.float16 if run.fp16 else torch.bfloat16 if run.bf16 else None
@@ -30,19 +35,57 @@ def make_step(settings: Settings, models: Models, world: World) -> tuple[Step, F
     criterion.to(world.device)
     teacher = None
     if models.teacher is not None:
-        teacher = FrozenTeacher(models.teacher, models.family.adapter(models.teacher), needs, autocast)
+        rounded = _STATE_DTYPES[settings.section(ModelsConfig).teacher_states_dtype]
+        teacher = FrozenTeacher(models.teacher, models.family.adapter(models.teacher), needs, autocast, rounded)
     adapter = models.family.adapter(models.student)
     return Step(models.student, adapter, criterion, teacher, autocast, world.all_reduce), teacher
 
 
-def make_updater(settings: Settings, step: Step, teacher: FrozenTeacher | None, world: World) -> Updater:
+def make_updater(settings: Settings, step: Step, teacher: Teacher | None, world: World) -> Updater:
     """What turns micro-batches into updates of all parameters that are not frozen."""
     run, updates = settings.section(RunConfig), settings.section(UpdateConfig)
     optimizer_name, config = settings.component("optimizer")
     trained = [(name, parameter) for name, parameter in step.named_parameters() if parameter.requires_grad]
     optimizer = OPTIMIZERS.target(optimizer_name)(config, trained)
     scaler = torch.amp.GradScaler(world.device.type, enabled=run.fp16)
-    return Updater(world.wrap(step), step, teacher, optimizer, scaler, world, updates.clip_norm, run.seed)
+    store = StateStore(teacher, settings.section(ModelsConfig).teacher_states) if teacher is not None else None
+    return Updater(world.wrap(step), step, teacher, optimizer, scaler, world, updates.clip_norm, run.seed, store)
+
+
+def describe_matching(settings: Settings, models: Models, step: Step) -> Iterator[str]:
+    """What is matched: the layer map, the attention blocks, and the memory that two passes take."""
+    needs = step.train_criterion.needs()
+    if needs.pairs:
+        yield f"layer map (student state <- teacher state):\n{layer_table(needs.pairs)}"
+    kinds = dict.fromkeys(block.kind for block in needs.attention)
+    if kinds:
+        pairs = {kind: [f"{b.student}<-{b.teacher}" for b in needs.attention if b.kind == kind] for kind in kinds}
+        words = "; ".join(f"{kind} {', '.join(found)}" for kind, found in pairs.items())
+        yield f"attention matched (student layer <- teacher layer): {words}"
+    waiting = max(settings.section(UpdateConfig).update_freq) - 1
+    config = settings.section(ModelsConfig)
+    if models.teacher is not None and step.train_criterion.collects == "before" and waiting:
+        if config.teacher_states == "recompute":
+            yield "the teacher runs twice over all but one micro-batch of an update (--teacher-states recompute)"
+        else:
+            size = waiting * _state_bytes(settings, models, needs) / 2**30
+            yield (
+                f"teacher states kept between the two passes of an update: at most {size:.2f} GiB a process in "
+                f"{'main memory' if config.teacher_states == 'host' else 'the memory of the device'} "
+                "(--teacher-states host or recompute, --teacher-states-dtype bfloat16)"
+            )
+
+
+def _state_bytes(settings: Settings, models: Models, needs: Needs) -> int:
+    """The most that the teacher's states of one micro-batch take."""
+    teacher, batching = models.shape(models.teacher), settings.section(BatchingConfig)
+    tokens = batching.token_budget or (batching.batch_size or 1) * (models.max_positions or 512)
+    request = needs.request("teacher", head=needs.teacher_head)
+    states = sum(map(len, request.hidden.values()))
+    top = teacher.sides["decoder"].layers if "decoder" in teacher.sides else None
+    states += request.head and top not in request.hidden.get("decoder", ())
+    width = 4 if settings.section(ModelsConfig).teacher_states_dtype in ("auto", "float32") else 2
+    return tokens * states * teacher.width * width
 
 
 def make_schedule(settings: Settings) -> Callable[[int], float]:
@@ -66,13 +109,20 @@ def _criterion(settings: Settings, models: Models) -> tuple[nn.Module, Needs]:
     student = models.shape(models.student)
     # Without a teacher the student stands in for it, so that every criterion can be made and asked what it needs.
     teacher = student if models.teacher is None else models.shape(models.teacher)
-    widths = dict.fromkeys(student.sides, (student.width, teacher.width))
-    criterion = CRITERIA.target(name)(config, models.pairs or layer_pairs(student, teacher), widths)
+    criterion = CRITERIA.target(name)(config, Matching(student, teacher, _pairs(config, student, teacher)))
     if not isinstance(criterion, nn.Module):
         raise ConfigError(
             f"--criterion {name}: its builder returned {type(criterion).__name__}, not a torch.nn.Module with needs()"
         )
     needs = cast(TrainCriterion, criterion).needs()
-    if models.teacher is None and (needs.pairs or needs.teacher_head):
+    if models.teacher is None and (needs.pairs or needs.attention or needs.teacher_head):
         raise ConfigError(f"--criterion {name} needs a --teacher")
     return criterion, needs
+
+
+def _pairs(config: Any, student: ModelShape, teacher: ModelShape) -> tuple[LayerPair, ...]:
+    """The pairs that ``config`` asks for; those of the uniform map where it has no say (plug-ins)."""
+    if not isinstance(config, MatchingConfig):
+        return layer_pairs(student, teacher)
+    embeddings = isinstance(config, HiddenKdConfig) and config.match_embeddings
+    return layer_pairs(student, teacher, config.layer_map, embeddings=embeddings)

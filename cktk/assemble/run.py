@@ -7,10 +7,9 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
-from cktk.architectures.layer_map import layer_table
 from cktk.architectures.loading import write_model
 from cktk.assemble.models import Models, freeze, make_models
-from cktk.assemble.objective import make_schedule, make_step, make_updater
+from cktk.assemble.objective import describe_matching, make_schedule, make_step, make_updater
 from cktk.config.command import Settings
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.iterators import MicroBatches
@@ -23,7 +22,8 @@ from cktk.engine.configs import CheckpointConfig, ModelsConfig, RunConfig, Updat
 from cktk.engine.dry_run import dry_run
 from cktk.engine.ema import WeightAverage
 from cktk.engine.run_directory import claimed, record
-from cktk.engine.step import FrozenTeacher, Step
+from cktk.engine.step import Step
+from cktk.engine.teacher import Teacher
 from cktk.engine.trainer import Parts, Trainer
 from cktk.engine.validation import Validator
 from cktk.errors import ConfigError
@@ -42,8 +42,8 @@ def train(settings: Settings) -> None:
     setup_logging(world.rank)
     try:
         if config.dry_run:
-            trainer, models = build(settings, world, None)
-            dry_run(trainer.parts, layer_table(models.pairs))
+            trainer, matching = build(settings, world, None)
+            dry_run(trainer.parts, matching)
             return
         run, free = Path(config.save_dir), settings.free_on_resume()
         with claimed(run, settings.to_yaml(), free) if world.is_main else nullcontext():
@@ -57,12 +57,12 @@ def _train_in(run: Path, settings: Settings, world: World) -> None:
     """Train in the run directory ``run``, which this process holds."""
     config = settings.section(RunConfig)
     checkpoint = _checkpoint(run, settings.section(CheckpointConfig))
-    trainer, models = build(settings, world, checkpoint)
+    trainer, matching = build(settings, world, checkpoint)
     if checkpoint and trainer.finished():
         logger.info("nothing to do: %s is already at the end that the limits set", checkpoint.folder)
         return
-    if models.pairs:
-        logger.info("layer map (student state <- teacher state):\n%s", layer_table(models.pairs))
+    for line in matching:
+        logger.info("%s", line)
     if world.is_main:
         # Only now, when everything could be built, does the run directory get its first file.
         record(run, settings.to_yaml())
@@ -70,8 +70,8 @@ def _train_in(run: Path, settings: Settings, world: World) -> None:
     trainer.run()
 
 
-def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tuple[Trainer, Models]:
-    """All objects of a run, with ``checkpoint`` restored where there is one."""
+def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tuple[Trainer, list[str]]:
+    """All objects of a run, with ``checkpoint`` restored where there is one, and what is matched in words."""
     run, updates = settings.section(RunConfig), settings.section(UpdateConfig)
     validation = settings.section(ValidationConfig)
     data = DataFolder(settings.section(ModelsConfig).data)
@@ -89,10 +89,10 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
         inherited = models.teacher if models.teacher is not None else models.student
         models.family.set_generation(models.student, inherited.generation_config, task.target_template)
     source = task.iterator("train", settings.section(BatchingConfig), True, run.seed, world.rank, world.size)
-    for line in (*models.describe(), *task.describe()):
-        logger.info("%s", line)
     schedule = make_schedule(settings)
     step, teacher = make_step(settings, models, world)
+    for line in (*models.describe(), *task.describe()):
+        logger.info("%s", line)
     freeze(models.family, models.student, updates)
     updater = make_updater(settings, step, teacher, world)
     validator = _validator(settings, task, models, step, teacher, world)
@@ -110,7 +110,7 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
     if checkpoint:
         trainer.restore(checkpoint)
         logger.info("continuing from %s (update %d)", checkpoint.folder, trainer.update)
-    return trainer, models
+    return trainer, list(describe_matching(settings, models, step))
 
 
 def _checkpoint(run: Path, config: CheckpointConfig) -> Checkpoint | None:
@@ -133,7 +133,7 @@ def _task(settings: Settings, data: DataFolder, models: Models) -> Task:
 
 
 def _validator(
-    settings: Settings, task: Task, models: Models, step: Step, teacher: FrozenTeacher | None, world: World
+    settings: Settings, task: Task, models: Models, step: Step, teacher: Teacher | None, world: World
 ) -> Validator | None:
     config, batching = settings.section(ValidationConfig), settings.section(BatchingConfig)
     if config.disable_validation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from cktk.config.options import option
 from cktk.errors import ConfigError
@@ -108,5 +109,14 @@ class ModelsConfig:
 
     data: str = option(help="folder that cktk-preprocess wrote", positional=True)
     teacher: str | None = option(None, help="model folder or hub name to distil from (default: train from scratch)")
+    teacher_states: Literal["device", "host", "recompute"] = option(
+        "device",
+        help="where the teacher's states of an update wait for its second pass: device = where they are computed; "
+        "host = in main memory; recompute = nowhere, the teacher runs twice",
+        resume="free",
+    )
+    teacher_states_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", help="round the teacher's states to this; auto: as they are computed"
+    )
     allow_bin_weights: bool = option(False, help="read models whose weights are a pickled .bin file")
     verify_data: bool = option(True, help="compare the data folder with its checksums before training", resume="free")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Sequence
 
 import torch
 from rich.console import Console
@@ -16,8 +17,8 @@ from cktk.protocols import Batch, ModelOutput
 _MIB = 2**20
 
 
-def dry_run(parts: Parts, layer_map: str) -> None:
-    """Run one update of one micro-batch, and print the layer map, the figures of the loss and a memory estimate."""
+def dry_run(parts: Parts, matching: Sequence[str]) -> None:
+    """Run one update of one micro-batch, and print ``matching``, the figures of the loss and a memory estimate."""
     batches = parts.data.next_update(1)
     if not batches:
         raise DataError("the training split is empty")
@@ -29,8 +30,8 @@ def dry_run(parts: Parts, layer_map: str) -> None:
     if not parts.world.is_main:
         return
     console = Console(soft_wrap=True)
-    if layer_map:
-        console.print(f"layer map (student state <- teacher state)\n{layer_map}\n", highlight=False)
+    for lines in matching:
+        console.print(f"{lines}\n", highlight=False)
     console.print(_memory_table(parts, states, batches[0]))
     terms = " ".join(f"{name} {value:.4g}" for name, value in result.values.items() if "/" not in name)
     console.print(f"one micro-batch in {seconds:.2f} s: {terms}", highlight=False)
@@ -44,7 +45,7 @@ def _memory_table(parts: Parts, teacher_states: int, batch: Batch) -> Table:
         ("student and projector weights", weights),
         ("gradients", _bytes(updater.parameters)),
         ("optimizer moments", moments),
-        ("teacher weights", _bytes(list(updater.teacher.model.parameters())) if updater.teacher else 0),
+        ("teacher weights", updater.teacher.weight_bytes() if updater.teacher else 0),
         (f"teacher states per micro-batch ({tuple(batch.labels.shape)} targets), times --update-freq", teacher_states),
         ("peak of this process", _peak(parts.world.device)),
     ]
@@ -55,9 +56,10 @@ def _memory_table(parts: Parts, teacher_states: int, batch: Batch) -> Table:
 
 
 def _state_bytes(states: ModelOutput) -> int:
-    tensors = list(states.hidden.values()) + ([states.head_input] if states.head_input is not None else [])
-    # A state that serves both a layer pair and the head is stored once.
-    return sum({tensor.data_ptr(): tensor.numel() * tensor.element_size() for tensor in tensors}.values())
+    tensors: list[torch.Tensor] = []
+    # A state that serves both a layer pair and the head is stored once, and seen once.
+    states.map(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return _bytes(tensors)
 
 
 def _bytes(tensors: list[torch.Tensor]) -> int:

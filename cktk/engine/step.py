@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from cktk.engine.teacher import Autocast, Teacher
 from cktk.engine.totals import Totals
 from cktk.protocols import Adapter, Batch, HeadParams, ModelOutput, Needs, Term, Unit
 
@@ -16,17 +17,20 @@ from cktk.protocols import Adapter, Batch, HeadParams, ModelOutput, Needs, Term,
 class TrainCriterion(Protocol):
     """What the engine asks of a criterion (an ``nn.Module``)."""
 
-    uses_statistics: bool
+    collects: Literal["no", "before", "along"]
+    pooled: bool
 
     def needs(self) -> Needs: ...
 
-    def statistics(self, student: ModelOutput, teacher: ModelOutput) -> Any: ...
+    def statistics(self, student: ModelOutput, teacher: ModelOutput, prior: Any = None) -> Any: ...
 
-    def merge(self, first: Any, second: Any) -> Any: ...
+    def pool(self, statistics: Any, all_reduce: Callable[[Tensor], Tensor]) -> Any: ...
 
-    def coefficients(self, statistics: Any, all_reduce: Callable[[Tensor], Tensor]) -> Any: ...
+    def coefficients(self, pooled: Any) -> Any: ...
 
     def pooled_term(self, coefficients: Any) -> Term: ...
+
+    def advance(self, pooled: Any) -> None: ...
 
     def __call__(
         self,
@@ -40,54 +44,37 @@ class TrainCriterion(Protocol):
 
 
 @dataclass
-class Autocast:
-    """Mixed precision: None computes in float32."""
-
-    device_type: str
-    dtype: torch.dtype | None
-
-    def __call__(self) -> torch.autocast:
-        return torch.autocast(self.device_type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
-
-
-class FrozenTeacher:
-    """The teacher: eval mode, no gradients, outside any wrapper.
-
-    Its states are computed under ``no_grad`` and not as inference tensors, which autograd could not save for backward.
-    """
-
-    def __init__(self, model: nn.Module, adapter: Adapter, needs: Needs, autocast: Autocast) -> None:
-        self.model = model.eval().requires_grad_(False)
-        self._adapter = adapter
-        self._request = needs.request("teacher", head=needs.teacher_head)
-        self._autocast = autocast
-        self.head = adapter.head() if needs.teacher_head else None
-
-    @torch.no_grad()
-    def states(self, batch: Batch) -> ModelOutput:
-        """The states that the criterion needs of ``batch``, packed."""
-        with self._autocast():
-            return self._adapter(batch, self._request)
-
-
-@dataclass
 class StepOutput:
-    """What one micro-batch gives: ``loss`` for backward, ``totals`` to log, and what a statistics criterion keeps."""
+    """What one micro-batch gives: ``loss`` for backward, ``totals`` to log, and what a statistics criterion goes on by.
+
+    ``statistics`` are those of the micro-batches so far, or ``pooled`` those of the whole update with their
+    ``coefficients``. ``digest`` tells one run over a micro-batch from another.
+    """
 
     loss: Tensor
     totals: Totals
     statistics: Any = None
+    pooled: Any = None
     coefficients: Any = None
+    digest: Tensor | None = None
+
+
+@dataclass
+class FirstPass:
+    """What a micro-batch gives in the first of two passes: the statistics so far, and a `digest` of its states."""
+
+    statistics: Any
+    digest: Tensor
 
 
 class Step(nn.Module):
     """Student and criterion.
 
-    ``forward`` has three phases. ``"statistics"`` runs the student's trunk and returns the criterion's additive
-    statistics. ``"loss"`` runs everything; given ``coefficients`` it uses them (a replay), otherwise it first adds its
-    own statistics to ``prior``, reduces over all ranks and derives them: the last micro-batch of an update needs no
-    replay, and an update of one micro-batch needs one pass only. ``"evaluate"`` returns the additive terms and the
-    statistics, for validation.
+    ``forward`` has three phases. ``"statistics"`` runs the student's trunk and adds the criterion's statistics to
+    ``prior``. ``"loss"`` runs everything; given ``coefficients`` it uses them (a replay), otherwise, for a criterion
+    that needs some, it first adds its own statistics to ``prior``, pools over all ranks and derives them: the last
+    micro-batch of an update needs no replay, and an update of one micro-batch needs one pass only. ``"evaluate"``
+    returns the additive terms and the statistics, for validation.
     """
 
     def __init__(
@@ -95,7 +82,7 @@ class Step(nn.Module):
         student: nn.Module,
         adapter: Adapter,
         criterion: nn.Module,
-        teacher: FrozenTeacher | None,
+        teacher: Teacher | None,
         autocast: Autocast,
         all_reduce: Callable[[Tensor], Tensor],
     ) -> None:
@@ -126,21 +113,38 @@ class Step(nn.Module):
         criterion = self.train_criterion
         with self._autocast():
             states = self._adapter(batch, self._needs.request("student", head=phase != "statistics"))
-        statistics = None
-        if criterion.uses_statistics and coefficients is None:
-            assert teacher is not None
-            statistics = criterion.statistics(states, teacher)
-            if phase == "statistics":
-                return statistics
-            if phase == "loss":
-                total = statistics if prior is None else criterion.merge(prior, statistics)
-                coefficients = criterion.coefficients(total, self.all_reduce)
+        if phase == "statistics":
+            return FirstPass(criterion.statistics(states, _given(teacher), prior), digest(states))
+        statistics = pooled = None
+        if phase == "evaluate":
+            if criterion.pooled and teacher is not None:
+                statistics = criterion.statistics(states, teacher, prior)
+        elif criterion.collects == "along":
+            statistics = criterion.statistics(states, _given(teacher), prior)
+        elif criterion.collects == "before" and coefficients is None:
+            pooled = criterion.pool(criterion.statistics(states, _given(teacher), prior), self.all_reduce)
+            coefficients = criterion.coefficients(pooled)
         with self._autocast():
             labels = batch.labels[batch.rows("decoder")]
             terms = criterion(states, teacher, labels, self._adapter.head(), self._teacher_head, coefficients)
         output = weigh(terms, factors or {})
-        output.statistics, output.coefficients = statistics, coefficients
+        output.statistics, output.pooled, output.coefficients = statistics, pooled, coefficients
+        if criterion.collects == "before":
+            output.digest = digest(states)
         return output
+
+
+def digest(states: ModelOutput) -> Tensor:
+    """A number a matched state, equal where two runs gave the same values (and next to never otherwise)."""
+    with torch.no_grad():
+        sums = [state.detach().sum(dtype=torch.float64) for state in states.hidden.values()]
+        return torch.stack(sums) if sums else torch.zeros(0)
+
+
+def _given(teacher: ModelOutput | None) -> ModelOutput:
+    if teacher is None:
+        raise ValueError("the criterion's statistics need a teacher")
+    return teacher
 
 
 def weigh(terms: list[Term], factors: Mapping[Unit, float]) -> StepOutput:

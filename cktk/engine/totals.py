@@ -40,6 +40,10 @@ class Totals:
             known = self._sums.get(key)
             self._sums[key] = part if known is None or key[1] == "update" else known + part
 
+    def sums(self) -> dict[tuple[str, Unit], float]:
+        """The sums of this process so far, by name and unit."""
+        return {key: part.item() for key, part in self._sums.items()}
+
     def averages(self, counts: Mapping[Unit, int], all_reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """Global averages of every part, and their weighted sum as ``loss``; ``counts`` are global already."""
         additive = sorted(key for key in self._sums if key[1] != "update")

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from cktk.distributed.world import World
-from cktk.engine.step import FrozenTeacher, Step
+from cktk.engine.step import Step
+from cktk.engine.teacher import Teacher
 from cktk.engine.totals import Totals, global_counts
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import Batch
@@ -31,7 +32,7 @@ class Validator:
     def __init__(
         self,
         step: Step,
-        teacher: FrozenTeacher | None,
+        teacher: Teacher | None,
         batches: Callable[[], Iterator[Batch]],
         world: World,
         scorer: Scorer | None = None,
@@ -58,20 +59,20 @@ class Validator:
 
     def _losses(self, batches: Iterable[Batch]) -> dict[str, float]:
         criterion = self._step.train_criterion
-        totals, statistics, seen = Totals(), None, []
+        totals, seen = Totals(), []
+        statistics: Any = None
         for batch in batches:
             batch = batch.to(self._world.device)
             teacher = self._teacher.states(batch) if self._teacher else None
-            output = self._step("evaluate", batch, teacher)
+            output = self._step("evaluate", batch, teacher, prior=statistics)
             totals.add(output.totals)
             seen.append(batch.counts())
-            if output.statistics is not None:
-                statistics = output.statistics if statistics is None else criterion.merge(statistics, output.statistics)
+            statistics = output.statistics
         if not seen:
             raise DataError("the validation split is empty; give another --valid-subset or --disable-validation")
         if statistics is not None:
-            coefficients: Any = criterion.coefficients(statistics, self._world.all_reduce)
-            totals.take(criterion.pooled_term(coefficients))
+            pooled = criterion.pool(statistics, self._world.all_reduce)
+            totals.take(criterion.pooled_term(criterion.coefficients(pooled)))
         return totals.averages(
             global_counts(seen, self._world.device, self._world.all_reduce)[0], self._world.all_reduce
         )

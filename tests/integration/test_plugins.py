@@ -84,19 +84,19 @@ class Smooth(Criterion):
 
 
 @CRITERIA.register("smooth", SmoothConfig)
-def smooth(config, pairs, widths):
+def smooth(config, matching):
     return Smooth(config.penalty)
 
 
 @CRITERIA.register("curious", SmoothConfig)
-def curious(config, pairs, widths):
+def curious(config, matching):
     criterion = Smooth(config.penalty)
-    criterion.needs = lambda: Needs(pairs[:1])
+    criterion.needs = lambda: Needs(matching.pairs[:1])
     return criterion
 
 
 @CRITERIA.register("nothing", SmoothConfig)
-def nothing(config, pairs, widths):
+def nothing(config, matching):
     return None
 
 

@@ -24,7 +24,7 @@ class MineConfig:
     strength: float = option(1.0, help="how strong")
 
 @CRITERIA.register("{name}", MineConfig)
-def mine(config, pairs, widths):
+def mine(config, matching):
     return None
 """
 

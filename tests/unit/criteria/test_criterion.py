@@ -6,7 +6,7 @@ import torch
 from cktk.criteria.compose import Criterion
 from cktk.criteria.configs import CkaKdConfig, CosineKdConfig, CrossEntropyConfig, KlKdConfig, LinearKdConfig
 from cktk.errors import ConfigError
-from cktk.protocols import HeadParams, LayerPair, ModelOutput
+from cktk.protocols import HeadParams, LayerPair, Matching, ModelOutput, ModelShape, SideShape
 from cktk.registry import CRITERIA
 from tests.unit.criteria.states import PAIRS, WIDTHS, naive_cka, states, with_gradients
 
@@ -14,8 +14,16 @@ V = 11
 EQUAL = {"encoder": (6, 6), "decoder": (6, 6)}
 
 
+def matching(pairs=PAIRS, widths=WIDTHS) -> Matching:
+    """What a criterion is built for: models of 3 + 3 layers."""
+    shapes = (
+        ModelShape(widths["decoder"][who], {side: SideShape(3, 16, 1) for side in widths}, None) for who in (0, 1)
+    )
+    return Matching(*shapes, pairs)
+
+
 def build(name: str, config: object, pairs=PAIRS, widths=WIDTHS) -> Criterion:
-    criterion = CRITERIA.target(name)(config, pairs, widths)
+    criterion = CRITERIA.target(name)(config, matching(pairs, widths))
     assert isinstance(criterion, Criterion)
     return criterion.double()
 
@@ -33,7 +41,7 @@ def problem(widths=WIDTHS):
 def test_cross_entropy_looks_at_no_teacher() -> None:
     criterion = build("cross_entropy", CrossEntropyConfig(label_smoothing=0.1))
     needs = criterion.needs()
-    assert needs.pairs == () and not needs.teacher_head and not criterion.uses_statistics
+    assert needs.pairs == () and not needs.teacher_head and criterion.collects == "no"
     student, teacher, labels, head, teacher_head = problem()
     (term,) = criterion(student, None, labels, head)
     logits = student.head_input @ head.weight.T
@@ -62,7 +70,7 @@ def test_no_weight_on_the_kl_leaves_the_teachers_head_alone() -> None:
     assert not criterion.needs().teacher_head and criterion.needs().pairs == PAIRS
     student, teacher, labels, head, _ = problem()
     teacher.head_input = None
-    coefficients = criterion.coefficients(criterion.statistics(student, teacher), lambda tensor: tensor)
+    coefficients = criterion.coefficients(criterion.pool(criterion.statistics(student, teacher), lambda x: x))
     terms = criterion(student, teacher, labels, head, None, coefficients)
     assert [term.name for term in terms] == ["head", "cka"] and set(terms[0].parts) == {"ce"}
 
@@ -70,10 +78,9 @@ def test_no_weight_on_the_kl_leaves_the_teachers_head_alone() -> None:
 @pytest.mark.parametrize("scope", ["update", "micro"])
 def test_cka_kd(scope: str) -> None:
     criterion = build("cka_kd", CkaKdConfig(hidden_weight=0.5, cka_scope=scope))
-    assert criterion.uses_statistics == (scope == "update")
+    assert criterion.collects == ("before" if scope == "update" else "no")
     student, teacher, labels, head, teacher_head = problem()
-    statistics = criterion.statistics(student, teacher)
-    coefficients = criterion.coefficients(statistics, lambda tensor: tensor)
+    coefficients = criterion.coefficients(criterion.pool(criterion.statistics(student, teacher), lambda x: x))
     head_term, term = criterion(student, teacher, labels, head, teacher_head, coefficients)
     expected = sum(naive_cka(student.hidden[p.side, p.student], teacher.hidden[p.side, p.teacher]) for p in PAIRS)
     pooled = criterion.pooled_term(coefficients)
@@ -155,15 +162,15 @@ def test_cosine_refuses_unequal_widths() -> None:
         build("cosine_kd", CosineKdConfig())
 
 
-@pytest.mark.parametrize("name", ["cka_kd", "linear_kd", "cosine_kd"])
+@pytest.mark.parametrize("name", ["cka_kd", "linear_kd", "cosine_kd", "procrustes_kd", "gram_kd"])
 def test_hidden_losses_refuse_to_match_nothing(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{name}.*kl_kd"):
+    with pytest.raises(ConfigError, match=r"no layer pairs.*--layer-map.*kl_kd"):
         build(name, CRITERIA.config(name)(), pairs=())
 
 
 @pytest.mark.parametrize("name", ["linear_kd", "cosine_kd"])
 def test_token_losses_under_autocast_and_without_rows(name: str) -> None:
-    criterion = CRITERIA.target(name)(CRITERIA.config(name)(), PAIRS, EQUAL)
+    criterion = CRITERIA.target(name)(CRITERIA.config(name)(), matching(PAIRS, EQUAL))
     for rows in (0, 5):
         student, teacher = states({"encoder": rows, "decoder": rows}, dtype=torch.float32, widths=EQUAL)
         student = with_gradients(student)

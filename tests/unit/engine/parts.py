@@ -9,11 +9,12 @@ from transformers import BartConfig, BartForConditionalGeneration
 
 from cktk.architectures.adapter import Seq2SeqAdapter
 from cktk.architectures.bart import BartFamily
-from cktk.architectures.layer_map import SIDES, layer_pairs
+from cktk.architectures.layer_map import layer_pairs
 from cktk.distributed.world import World
-from cktk.engine.step import Autocast, FrozenTeacher, Step
+from cktk.engine.step import Step
+from cktk.engine.teacher import Autocast, FrozenTeacher, StateStore
 from cktk.engine.update import Updater
-from cktk.protocols import IGNORED, Batch
+from cktk.protocols import IGNORED, Batch, Matching
 from cktk.registry import CRITERIA
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -58,17 +59,22 @@ def batch(lengths: list[tuple[int, int]], first: int = 0, pad_to: int = 0) -> Ba
     return Batch(tensors, labels, list(range(first, first + len(rows))))
 
 
-def updater(criterion: str = "cka_kd", *, dropout: float = 0.0, **options: Any) -> Updater:
+def updater(
+    criterion: str = "cka_kd", *, dropout: float = 0.0, width: int = 8, place: Any = "device", **options: Any
+) -> Updater:
     """SGD with learning rate 1 and no clipping, so that an update is minus the gradient."""
-    teacher, student = bart(1, 16, 3), bart(2, 8, 2, dropout)
-    pairs = layer_pairs(*(BartFamily().shape(model.config) for model in (student, teacher)))
+    teacher, student = bart(1, 16, 3), bart(2, width, 2, dropout)
+    shapes = [BartFamily().shape(model.config) for model in (student, teacher)]
     config = CRITERIA.config(criterion)(**options)
-    loss = CRITERIA.target(criterion)(config, pairs, dict.fromkeys(SIDES, (8, 16))).double()
+    layer_map, embeddings = getattr(config, "layer_map", "uniform"), getattr(config, "match_embeddings", False)
+    pairs = layer_pairs(*shapes, layer_map, embeddings=embeddings)
+    loss = CRITERIA.target(criterion)(config, Matching(*shapes, pairs)).double()
     frozen = FrozenTeacher(teacher, Seq2SeqAdapter(teacher), loss.needs(), FULL_PRECISION)
     step = Step(student, Seq2SeqAdapter(student), loss, frozen, FULL_PRECISION, CPU.all_reduce)
     optimizer = torch.optim.SGD(step.parameters(), lr=1.0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return Updater(step, step, frozen, optimizer, scaler, CPU, clip_norm=0.0, seed=5)
+    store = StateStore(frozen, place)
+    return Updater(step, step, frozen, optimizer, scaler, CPU, clip_norm=0.0, seed=5, store=store)
 
 
 def weights(updater: Updater) -> dict[str, torch.Tensor]:

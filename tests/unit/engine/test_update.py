@@ -78,8 +78,8 @@ def test_the_second_pass_sees_the_dropout_of_the_first() -> None:
     surrogates = []
     inner = updater.module.forward
 
-    def spy(phase: str, *arguments: object) -> object:
-        output = inner(phase, *arguments)
+    def spy(phase: str, *arguments: object, **others: object) -> object:
+        output = inner(phase, *arguments, **others)
         if phase == "loss":
             surrogates.append(output.loss.item())
         return output
