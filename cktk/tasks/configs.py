@@ -22,6 +22,9 @@ class TranslationConfig:
     max_target_positions: int = option(
         1024, minimum=1, help="tokens of a target, special ones included; what is beyond is cut (at most the model's)"
     )
+    drop_first_position: bool = option(
+        False, help="the first token of a target counts in no loss; the scripts released with the CKA paper do so"
+    )
     eval_bleu: bool = option(False, help="translate the validation split by beam search: sacreBLEU and chrF")
     eval_bleu_sentences: int = option(0, help="translate only the first so many sentences; 0: all", minimum=0)
     eval_beam: int = option(4, help="beam of that search", minimum=1)

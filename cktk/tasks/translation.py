@@ -135,7 +135,8 @@ class TranslationTask:
         """The batch of ``rows`` as read from a `Split`; ``ids`` are their positions in it.
 
         The decoder's input is transformers' ``shift_tokens_right`` of the padded labels: for BART the start token and
-        the labels but their last column, for mBART with each row's last label as its start token.
+        the labels but their last column, for mBART with each row's last label as its start token. A first position
+        that is dropped stays in the decoder's input: it is not scored, no more.
         """
         sources, attended = _padded([self._source.ids(row) for row in rows], self.pad)
         targets, scored = _padded([self._target.ids(row) for row in rows], self.pad)
@@ -144,6 +145,8 @@ class TranslationTask:
             decoder[:, 0] = targets[np.arange(len(rows)), scored.sum(axis=1) - 1]
         else:
             decoder[:, 0] = self._decoder_start
+        if self._config.drop_first_position:
+            scored[:, 0] = False
         inputs = {"input_ids": sources, "attention_mask": attended.astype(np.int64), "decoder_input_ids": decoder}
         return Batch(
             inputs={name: torch.from_numpy(array) for name, array in inputs.items()},

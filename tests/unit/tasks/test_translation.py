@@ -133,6 +133,29 @@ def test_padding_lies_behind_and_is_not_scored(tmp_path):
     assert batch.counts() == {"target_token": 8, "source_token": 7, "sentence": 2, "microbatch": 1}
 
 
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_the_first_position_may_be_dropped(folders, family):
+    _, decoder_start = FAMILIES[family]
+    ids = list(range(12))
+    whole = batch_of(task_of(folders[family], decoder_start), ids)
+    dropped = batch_of(task_of(folders[family], decoder_start, drop_first_position=True), ids)
+    assert torch.equal(dropped.labels[:, 1:], whole.labels[:, 1:])
+    assert (dropped.labels[:, 0] == IGNORED).all() and (whole.labels[:, 0] != IGNORED).all()
+    assert all(torch.equal(dropped.inputs[name], tensor) for name, tensor in whole.inputs.items())
+    expected = whole.counts()
+    expected["target_token"] -= len(ids)
+    assert dropped.counts() == expected
+
+
+def test_a_target_of_which_nothing_is_left_counts_no_tokens(tmp_path):
+    bare = {lang: {"prefix": [], "suffix": [EOS]} for lang in ("en", "fr")}
+    data = pairs_folder(tmp_path, [([5], []), ([6], [7])], bare)
+    task = task_of(data, drop_first_position=True)
+    assert batch_of(task, [0]).labels.tolist() == [[IGNORED]]
+    assert batch_of(task, [0]).counts()["target_token"] == 0
+    assert batch_of(task, [0, 1]).labels.tolist() == [[IGNORED, IGNORED], [IGNORED, EOS]]
+
+
 def test_generation_gets_templated_sources_and_whole_references(tmp_path):
     data = pairs_folder(tmp_path, [([5, 6, 7, 8], [9, 10, 11, 12])], MBART_CC25)
     split = data.split("train")
