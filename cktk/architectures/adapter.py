@@ -1,16 +1,25 @@
-"""Running an encoder-decoder and handing out its states, packed: rows of pads never leave this module."""
+"""Running an encoder-decoder and handing out its states; hidden states are packed, so that their pads never leave."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from cktk.errors import ConfigError
-from cktk.protocols import Batch, HeadParams, ModelOutput, StateRequest
+from cktk.protocols import AttentionKind, AttentionStates, Batch, HeadParams, ModelOutput, Side, StateRequest
+
+#: Where the attention blocks of a kind are: the side, and the block's name in a layer of it.
+_BLOCKS: dict[AttentionKind, tuple[Side, str]] = {
+    "encoder": ("encoder", "self_attn"),
+    "decoder": ("decoder", "self_attn"),
+    "cross": ("decoder", "encoder_attn"),
+}
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 
 
 class Seq2SeqAdapter:
@@ -28,35 +37,53 @@ class Seq2SeqAdapter:
         """Run the model on ``batch`` as far as ``request`` needs.
 
         ``hidden[side, i]`` (N_side, d) equals transformers' ``hidden_states[i]`` of that side at ``batch.rows(side)``
-        in row-major order; the last one follows the final norm where there is one. The decoder is skipped when only
-        encoder states are asked for. Raises `ConfigError` for states of layers that LayerDrop may skip.
+        in row-major order; the last one follows the final norm where there is one. ``attention[kind, layer]`` are
+        projections of layer ``layer``, counted from 1, as `AttentionStates`. The decoder is skipped when all that is
+        asked for is of the encoder. Raises `ConfigError` for states of layers that LayerDrop may skip.
         """
         output = ModelOutput(hidden={})
         if not request:
             return output
+        with ExitStack() as hooks:
+            blocks = {
+                kind: hooks.enter_context(_captured_attention(self._stack(_BLOCKS[kind][0]), _BLOCKS[kind][1], layers))
+                for kind, layers in request.attention.items()
+                if layers
+            }
+            self._run_sides(batch, request, output)
+        for kind, captured in blocks.items():
+            for layer, (block, projections) in captured.items():
+                output.attention[kind, layer] = _attention_states(kind, block, projections, batch)
+        return output
+
+    def _run_sides(self, batch: Batch, request: StateRequest, output: ModelOutput) -> None:
+        """Run encoder and decoder as far as needed, and put the hidden states into ``output``."""
         inputs = batch.inputs
         encoder_layers = request.hidden.get("encoder", ())
         encoder_inputs = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-        memory, states = _run(self.model.get_encoder(), encoder_layers, encoder_inputs)
+        memory, states = _run(self._stack("encoder"), encoder_layers, encoder_inputs)
         packed = _pack(states, batch.rows("encoder"))
         output.hidden.update({("encoder", layer): packed[layer] for layer in encoder_layers})
 
         decoder_layers = request.hidden.get("decoder", ())
-        if not decoder_layers and not request.head:
-            return output
+        attended = request.attention.get("decoder") or request.attention.get("cross")
+        if not decoder_layers and not request.head and not attended:
+            return
         decoder_inputs = {
             "input_ids": inputs["decoder_input_ids"],
             "encoder_hidden_states": memory,
             "encoder_attention_mask": inputs["attention_mask"],
             "use_cache": False,
         }
-        decoder = self.model.get_decoder()
+        decoder = self._stack("decoder")
         last = len(decoder.layers)
         _, states = _run(decoder, {*decoder_layers, *([last] if request.head else [])}, decoder_inputs)
         packed = _pack(states, batch.rows("decoder"))
         output.hidden.update({("decoder", layer): packed[layer] for layer in decoder_layers})
         output.head_input = packed[last] if request.head else None
-        return output
+
+    def _stack(self, side: Side) -> Any:
+        return self.model.get_encoder() if side == "encoder" else self.model.get_decoder()
 
     def head(self) -> HeadParams:
         """The output head: the weight (V, d), tied to the embedding as a rule, and ``final_logits_bias`` (V)."""
@@ -69,16 +96,21 @@ def _run(stack: Any, layers: Iterable[int], inputs: dict[str, Any]) -> tuple[Ten
     wanted = set(layers)
     if not wanted <= set(range(last + 1)):
         raise ValueError(f"states {sorted(wanted)} asked of a stack whose states are 0 to {last}")
-    if wanted and stack.training and stack.layerdrop:
-        raise ConfigError(
-            f"LayerDrop {stack.layerdrop} may skip the layers whose states are matched: set encoder_layerdrop and "
-            "decoder_layerdrop to 0 in the model's config.json"
-        )
+    if wanted:
+        _refuse_layerdrop(stack)
     with _captured(stack, wanted - {last}) as states:
         output: Tensor = stack(**inputs).last_hidden_state
     if last in wanted:
         states[last] = output
     return output, states
+
+
+def _refuse_layerdrop(stack: Any) -> None:
+    if stack.training and stack.layerdrop:
+        raise ConfigError(
+            f"LayerDrop {stack.layerdrop} may skip the layers whose states are matched: set encoder_layerdrop and "
+            "decoder_layerdrop to 0 in the model's config.json"
+        )
 
 
 @contextmanager
@@ -106,6 +138,49 @@ def _captured(stack: Any, wanted: set[int]) -> Iterator[dict[int, Tensor]]:
             else:
                 hooks.enter_context(stack.layers[layer - 1].register_forward_hook(keep_output(layer)))
         yield states
+
+
+@contextmanager
+def _captured_attention(
+    stack: Any, name: str, layers: tuple[int, ...]
+) -> Iterator[dict[int, tuple[Any, dict[str, Tensor]]]]:
+    """Collect the projections of the blocks ``name`` in ``layers`` while inside: (block, output of each projection)."""
+    last = len(stack.layers)
+    if not set(layers) <= set(range(1, last + 1)):
+        raise ValueError(f"attention of layers {sorted(layers)} asked of a stack whose layers are 1 to {last}")
+    _refuse_layerdrop(stack)
+
+    def keep(projections: dict[str, Tensor], projection: str) -> Any:
+        def hook(_module: Any, _arguments: tuple[Any, ...], output: Tensor) -> None:
+            projections[projection] = output
+
+        return hook
+
+    captured: dict[int, tuple[Any, dict[str, Tensor]]] = {}
+    with ExitStack() as hooks:
+        for layer in layers:
+            block = getattr(stack.layers[layer - 1], name)
+            projections: dict[str, Tensor] = {}
+            captured[layer] = (block, projections)
+            for projection in _PROJECTIONS:
+                hook = keep(projections, projection)
+                hooks.enter_context(getattr(block, projection).register_forward_hook(hook))
+        yield captured
+
+
+def _attention_states(
+    kind: AttentionKind, block: Any, projections: Mapping[str, Tensor], batch: Batch
+) -> AttentionStates:
+    """The projections with the rows that count.
+
+    The decoder attends to all its positions on the left, scored or not, so that its keys all count; those on the right,
+    pads among them, are hidden by ``causal``.
+    """
+    queries = batch.rows("encoder" if kind == "encoder" else "decoder")
+    keys = batch.rows("encoder") if kind != "decoder" else torch.full_like(queries, not batch.dummy)
+    query, key, value = (projections[name] for name in _PROJECTIONS)
+    heads, scale = int(block.num_heads), float(block.scaling)
+    return AttentionStates(query, key, value, heads, scale, queries, keys, causal=kind == "decoder")
 
 
 def _pack(states: dict[int, Tensor], rows: Tensor) -> dict[int, Tensor]:

@@ -6,10 +6,11 @@ from torch import Tensor, nn
 
 from cktk.architectures.adapter import Seq2SeqAdapter
 from cktk.errors import ConfigError
-from cktk.protocols import Batch, Side, StateRequest
+from cktk.protocols import AttentionKind, AttentionStates, Batch, Side, StateRequest
 from tests.unit.architectures.models import make_model
 
-EVERYTHING = StateRequest({"encoder": (0, 1, 2), "decoder": (0, 1, 2, 3, 4)}, head=True)
+ATTENTION = {"encoder": (1, 2), "decoder": (1, 2, 3, 4), "cross": (1, 2, 3, 4)}
+EVERYTHING = StateRequest({"encoder": (0, 1, 2), "decoder": (0, 1, 2, 3, 4)}, head=True, attention=ATTENTION)
 
 
 def reference(model: nn.Module, batch: Batch) -> tuple[dict[tuple[Side, int], Tensor], Tensor]:
@@ -56,6 +57,9 @@ def test_only_what_was_asked_for_is_there(kind: str, batch: Batch) -> None:
     assert not head_only.hidden
     assert head_only.head_input is not None
     assert head_only.head_input.shape == (13, 24)
+    assert not some.attention and not head_only.attention
+    blocks = adapter(batch, StateRequest(attention={"decoder": (), "cross": (2,)}))
+    assert set(blocks.attention) == {("cross", 2)} and not blocks.hidden and blocks.head_input is None
     assert not adapter(batch, StateRequest()).hidden
 
 
@@ -65,6 +69,10 @@ def test_only_what_was_asked_for_is_there(kind: str, batch: Batch) -> None:
         (EVERYTHING, 1, 1),
         (StateRequest({"encoder": (0, 2)}), 1, 0),
         (StateRequest({"decoder": (2,)}), 1, 1),
+        (StateRequest(attention={"encoder": (2,)}), 1, 0),
+        (StateRequest(attention={"encoder": (2,), "decoder": (), "cross": ()}), 1, 0),
+        (StateRequest(attention={"cross": (2,)}), 1, 1),
+        (StateRequest(attention={"decoder": (4,)}), 1, 1),
         (StateRequest(), 0, 0),
     ],
 )
@@ -112,6 +120,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(kind: str, batch: Batch
         torch.manual_seed(3)
         output = Seq2SeqAdapter(model)(batch, EVERYTHING)
         loss = sum((state**2).sum() for state in output.hidden.values())
+        loss += sum((x**2).sum() for block in output.attention.values() for x in (block.query, block.key, block.value))
         assert isinstance(loss, Tensor)
         return torch.autograd.grad(loss, list(model.parameters()))
 
@@ -146,6 +155,7 @@ def test_batches_without_pads_and_dummies(kind: str, batch: Batch) -> None:
 
     dummy = adapter(Batch(batch.inputs, batch.labels, batch.ids, dummy=True), EVERYTHING)
     assert all(state.shape == (0, 24) for state in dummy.hidden.values())
+    assert not any(block.query_rows.any() or block.key_rows.any() for block in dummy.attention.values())
     assert dummy.head_input is not None
     dummy.head_input.sum().backward()  # connected: its gradients are zero, not absent
     assert adapter.model.model.decoder.layers[0].fc1.weight.grad.count_nonzero() == 0
@@ -158,13 +168,60 @@ def test_runs_under_autocast_and_no_grad(kind: str, batch: Batch) -> None:
     assert not any(state.requires_grad for state in output.hidden.values())
 
 
+def probabilities(block: AttentionStates) -> Tensor:
+    """(B, heads, L_q, L_k) from the projections, the rows that count and the causal rule."""
+    query, key = (x.unflatten(-1, (block.heads, -1)).transpose(1, 2) for x in (block.query, block.key))
+    visible = block.key_rows[:, None, None, :].expand(-1, 1, query.shape[2], -1)
+    if block.causal:
+        visible = visible & torch.ones(visible.shape[-2:], dtype=torch.bool).tril()
+    return (block.scale * query @ key.transpose(2, 3)).masked_fill(~visible, -torch.inf).softmax(-1)
+
+
+def test_attention_equals_transformers(kind: str, batch: Batch) -> None:
+    """In rows that count; also where a position on the left of a scored one is not scored."""
+    model = make_model(kind)
+    model.set_attn_implementation("eager")
+    batch.labels[:, 1] = -100
+    output = model(**batch.inputs, output_attentions=True)
+    expected = {
+        "encoder": output.encoder_attentions,
+        "decoder": output.decoder_attentions,
+        "cross": output.cross_attentions,
+    }
+    attention = Seq2SeqAdapter(model)(batch, EVERYTHING).attention
+    assert set(attention) == {(name, layer) for name, layers in ATTENTION.items() for layer in layers}
+    for (name, layer), block in attention.items():
+        rows = batch.rows("encoder" if name == "encoder" else "decoder")
+        assert torch.equal(block.query_rows, rows)
+        found, wanted = probabilities(block).transpose(1, 2)[rows], expected[name][layer - 1].transpose(1, 2)[rows]
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6, msg=f"{name} {layer}")
+
+
+@pytest.mark.parametrize("name", ["encoder", "decoder", "cross"])
+def test_values_are_what_the_block_adds_up(kind: str, batch: Batch, name: AttentionKind) -> None:
+    model = make_model(kind)
+    seen: dict[str, Tensor] = {}
+    stack = model.get_encoder() if name == "encoder" else model.get_decoder()
+    block = stack.layers[1].encoder_attn if name == "cross" else stack.layers[1].self_attn
+    block.out_proj.register_forward_pre_hook(lambda _, arguments: seen.update(mixed=arguments[0]))
+    states = Seq2SeqAdapter(model)(batch, StateRequest(attention={name: (2,)})).attention[name, 2]
+    values = states.value.unflatten(-1, (states.heads, -1)).transpose(1, 2)
+    mixed = (probabilities(states) @ values).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(mixed[states.query_rows], seen["mixed"][states.query_rows], rtol=1e-4, atol=1e-5)
+
+
 def test_layerdrop_is_refused_where_states_are_matched(kind: str, batch: Batch) -> None:
     model = make_model(kind, encoder_layerdrop=0.5)
     Seq2SeqAdapter(model)(batch, EVERYTHING)  # harmless in eval mode
     with pytest.raises(ConfigError, match=r"LayerDrop 0\.5 .* encoder_layerdrop"):
         Seq2SeqAdapter(model.train())(batch, EVERYTHING)
+    with pytest.raises(ConfigError, match=r"LayerDrop 0\.5 .* encoder_layerdrop"):
+        Seq2SeqAdapter(model.train())(batch, StateRequest(attention={"encoder": (1,)}))
 
 
 def test_states_that_do_not_exist_are_an_error(kind: str, batch: Batch) -> None:
     with pytest.raises(ValueError, match="0 to 2"):
         Seq2SeqAdapter(make_model(kind))(batch, StateRequest({"encoder": (3,)}))
+    for layer in (0, 3):
+        with pytest.raises(ValueError, match="1 to 2"):
+            Seq2SeqAdapter(make_model(kind))(batch, StateRequest(attention={"encoder": (layer,)}))
