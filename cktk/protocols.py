@@ -174,6 +174,18 @@ class ModelOutput:
     attention: dict[tuple[AttentionKind, int], AttentionStates] = field(default_factory=dict)
     targets: SparseTargets | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """The memory of all tensors, each counted once."""
+        sizes: dict[int, int] = {}
+
+        def seen(tensor: Tensor) -> Tensor:
+            sizes[id(tensor)] = tensor.nbytes
+            return tensor
+
+        self.map(seen)
+        return sum(sizes.values())
+
     def map(self, change: Callable[[Tensor], Tensor]) -> ModelOutput:
         """The same output with every tensor changed; a tensor that stands in two places is changed once."""
         done: dict[int, Tensor] = {}

@@ -68,7 +68,7 @@ def describe_matching(settings: Settings, models: Models, step: Step) -> Iterato
         if config.teacher_states == "recompute":
             yield "the teacher runs twice over all but one micro-batch of an update (--teacher-states recompute)"
         else:
-            size = waiting * _state_bytes(settings, models, needs) / 2**30
+            size = waiting * _state_bytes(settings, models.shape(models.teacher), models.max_positions, needs) / 2**30
             yield (
                 f"teacher states kept between the two passes of an update: at most {size:.2f} GiB a process in "
                 f"{'main memory' if config.teacher_states == 'host' else 'the memory of the device'} "
@@ -76,10 +76,10 @@ def describe_matching(settings: Settings, models: Models, step: Step) -> Iterato
             )
 
 
-def _state_bytes(settings: Settings, models: Models, needs: Needs) -> int:
+def _state_bytes(settings: Settings, teacher: ModelShape, positions: int | None, needs: Needs) -> int:
     """The most that the teacher's states of one micro-batch take."""
-    teacher, batching = models.shape(models.teacher), settings.section(BatchingConfig)
-    tokens = batching.token_budget or (batching.batch_size or 1) * (models.max_positions or 512)
+    batching = settings.section(BatchingConfig)
+    tokens = batching.token_budget or (batching.batch_size or 1) * (positions or 512)
     request = needs.request("teacher", head=needs.teacher_head)
     states = sum(map(len, request.hidden.values()))
     top = teacher.sides["decoder"].layers if "decoder" in teacher.sides else None

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cktk.engine.trainer import Parts
 from cktk.errors import DataError
-from cktk.protocols import Batch, ModelOutput
+from cktk.protocols import Batch
 
 _MIB = 2**20
 
@@ -24,7 +24,7 @@ def dry_run(parts: Parts, matching: Sequence[str]) -> None:
         raise DataError("the training split is empty")
     start = time.perf_counter()
     teacher = parts.updater.teacher
-    states = _state_bytes(teacher.states(batches[0].to(parts.world.device))) if teacher else 0
+    states = teacher.states(batches[0].to(parts.world.device)).nbytes if teacher else 0
     result = parts.updater.run(batches, 0, parts.schedule(0))
     seconds = time.perf_counter() - start
     if not parts.world.is_main:
@@ -53,13 +53,6 @@ def _memory_table(parts: Parts, teacher_states: int, batch: Batch) -> Table:
     for name, size in rows:
         table.add_row(name, f"{size / _MIB:,.1f}")
     return table
-
-
-def _state_bytes(states: ModelOutput) -> int:
-    tensors: list[torch.Tensor] = []
-    # A state that serves both a layer pair and the head is stored once, and seen once.
-    states.map(lambda tensor: tensors.append(tensor) or tensor)  # type: ignore[func-returns-value]
-    return _bytes(tensors)
 
 
 def _bytes(tensors: list[torch.Tensor]) -> int:

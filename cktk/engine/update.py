@@ -147,7 +147,7 @@ class Updater:
                 output: StepOutput = self.module("loss", batches[index], target, factors, prior, coefficients)
                 if index in digests:
                     self._check_replay(digests[index], output.digest)
-                self.scaler.scale(output.loss).backward()
+                torch.autograd.backward(self.scaler.scale(output.loss))
             totals.add(output.totals)
             coefficients, prior = output.coefficients, output.statistics
             pooled = pooled if output.pooled is None else output.pooled

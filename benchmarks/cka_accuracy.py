@@ -1,0 +1,128 @@
+"""How exact the pooled CKA is: any split into micro-batches, and two processes with uneven shares of the rows."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.report import Figure
+from cktk.criteria.base import AllReduce
+from cktk.criteria.cka import Cka, CkaOptions
+from cktk.protocols import LayerPair, ModelOutput
+
+_KEY = ("decoder", 1)
+_WIDTHS = {"decoder": (96, 256)}
+#: Noise beside what teacher and student share: k from about 0.95 down to about 0.1 at 2,048 rows.
+_NOISES = (0.2, 1.0, 2.0, 4.0)
+_SPLITS = ([2048], [256] * 8, [64] * 32, [1, 1000, 0, 7, 1040])
+#: Rows of the micro-batches of each of two ranks.
+_RANKS = ([300, 1, 700], [1000, 47, 0])
+
+
+def states(noise: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Student and teacher rows that share a few directions, with means away from zero."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    common = draw(2048, 16)
+
+    def rows(width: int) -> Tensor:
+        return (common @ draw(16, width) / 4 + noise * draw(2048, width) + 3).to(dtype)
+
+    student, teacher = (rows(width) for width in _WIDTHS["decoder"])
+    return student, teacher
+
+
+def expected(student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
+    """k and the gradient of 1 - k of all rows at once, by autograd in float64."""
+    full = student.double().requires_grad_()
+    s, t = full - full.mean(0), teacher.double() - teacher.double().mean(0)
+    k = (t.T @ s).norm() / ((s.T @ s).norm() * (t.T @ t).norm()).sqrt()
+    return k.item(), torch.autograd.grad(1 - k, full)[0]
+
+
+def pooled(student: Tensor, teacher: Tensor, sizes: list[int], all_reduce: AllReduce) -> tuple[Tensor, Tensor]:
+    """The loss and the gradient of the rows at hand, in micro-batches of ``sizes``."""
+    cka = Cka((LayerPair("decoder", 1, 1),), _WIDTHS, CkaOptions())  # type: ignore[dict-item]
+    parts = [
+        (ModelOutput({_KEY: one.clone().requires_grad_()}), ModelOutput({_KEY: other}))  # type: ignore[dict-item]
+        for one, other in zip(student.split(sizes), teacher.split(sizes), strict=True)
+    ]
+    statistics = None
+    for part in parts:
+        statistics = cka.statistics(*part, statistics)
+    coefficients = cka.coefficients(cka.pool(statistics, all_reduce))
+    for part in parts:
+        cka.terms(*part, coefficients)[0].total.backward()
+    gradients = [one.hidden[_KEY].grad for one, _ in parts]  # type: ignore[index]
+    return cka.pooled_term(coefficients).total, torch.cat([g for g in gradients if g is not None])
+
+
+def accuracy_figures() -> list[Figure]:
+    """Largest relative error of value and gradient over noises and splits, for both dtypes."""
+    figures = []
+    for dtype, target in ((torch.float64, 1e-10), (torch.float32, 1e-4)):
+        name = str(dtype).removeprefix("torch.")
+        errors: dict[str, list[float]] = {"any split": [], "2 ranks, uneven": []}
+        similarities = []
+        for noise in _NOISES:
+            student, teacher = states(noise, dtype)
+            k, wanted = expected(student, teacher)
+            similarities.append(k)
+            for sizes in _SPLITS:
+                errors["any split"].append(_error(k, wanted, *pooled(student, teacher, sizes, lambda x: x)))
+            errors["2 ranks, uneven"].append(_error(k, wanted, *_on_two_ranks(noise, name)))
+        reach = f"k {min(similarities):.2f} .. {max(similarities):.2f}"
+        figures += [
+            Figure(f"CKA {name}, {what} ({reach}): error", max(found), target) for what, found in errors.items()
+        ]
+    return figures
+
+
+def _error(k: float, wanted: Tensor, loss: Tensor, gradient: Tensor) -> float:
+    of_gradient = (gradient.double() - wanted).norm() / wanted.norm()
+    return max(abs(loss.item() / (1 - k) - 1), of_gradient.item())
+
+
+def _on_two_ranks(noise: float, dtype: str) -> tuple[Tensor, Tensor]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.cka_accuracy", folder, str(noise), dtype]
+        workers = [subprocess.Popen([*command, str(rank)]) for rank in range(2)]
+        exits = [worker.wait() for worker in workers]
+        if any(exits):
+            raise RuntimeError("a process of the measurement failed")
+        ranks = [load_file(Path(folder) / f"{rank}.safetensors") for rank in range(2)]
+    return ranks[0]["loss"], torch.cat([rank["gradient"] for rank in ranks])
+
+
+def _work(folder: Path, noise: float, dtype: torch.dtype, rank: int) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+
+    def all_reduce(tensor: Tensor) -> Tensor:
+        torch.distributed.all_reduce(tensor)
+        return tensor
+
+    start = sum(_RANKS[0]) * rank
+    mine = slice(start, start + sum(_RANKS[rank]))
+    loss, gradient = pooled(*(x[mine] for x in states(noise, dtype)), _RANKS[rank], all_reduce)
+    save_file({"loss": loss, "gradient": gradient}, folder / f"{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="One of two processes; see benchmarks.losses.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("noise", type=float)
+    parser.add_argument("dtype")
+    parser.add_argument("rank", type=int)
+    arguments = parser.parse_args()
+    _work(arguments.folder, arguments.noise, getattr(torch, arguments.dtype), arguments.rank)
