@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from cktk.architectures.configs import StudentConfig
 from cktk.architectures.family import Family, registered_family
+from cktk.architectures.fingerprint import model_fingerprint
 from cktk.architectures.initialise import initialise
 from cktk.architectures.loading import load_model, load_tokenizer
 from cktk.architectures.spec import StudentSpec
 from cktk.architectures.vocabulary import check_student, check_vocabularies, folder_vocabulary
+from cktk.assemble.recorded_teacher import RecordedTeacher
 from cktk.config.command import Settings
 from cktk.data.shards import DataFolder
 from cktk.distributed.world import World
@@ -26,14 +28,14 @@ from cktk.protocols import ModelShape
 
 @dataclass
 class Models:
-    """The student and its teacher, if it has one."""
+    """The student and its teacher, if it has one: a model, or what a cache recorded of it."""
 
     family: Family
     student: PreTrainedModel
-    teacher: PreTrainedModel | None
+    teacher: PreTrainedModel | RecordedTeacher | None
     tokenizer: PreTrainedTokenizerBase
 
-    def shape(self, model: PreTrainedModel) -> ModelShape:
+    def shape(self, model: PreTrainedModel | RecordedTeacher) -> ModelShape:
         """The sizes of student or teacher."""
         return self.family.shape(model.config)
 
@@ -49,8 +51,11 @@ class Models:
             if model is not None:
                 shape = self.shape(model)
                 layers = "+".join(str(side.layers) for side in shape.sides.values())
-                millions = model.num_parameters() / 1e6
-                yield f"{name}: {model.config.model_type} {layers} x {shape.width}, {millions:.2f} M parameters"
+                if isinstance(model, RecordedTeacher):
+                    size = model.describe()
+                else:
+                    size = f"{model.num_parameters() / 1e6:.2f} M parameters"
+                yield f"{name}: {model.config.model_type} {layers} x {shape.width}, {size}"
 
 
 class ModelLoader:
@@ -78,6 +83,7 @@ def make_models(settings: Settings, data: DataFolder, world: World, checkpoint: 
     family = registered_family(arch)
     load = ModelLoader(family, data, config.allow_bin_weights)
     teacher = load("the teacher", config.teacher) if config.teacher else None
+    recorded = _recorded(config, family, teacher, world)
     weights = settings.section(CheckpointConfig).finetune_from_model
     spec = StudentSpec.of(student_config)
     if checkpoint:
@@ -85,12 +91,15 @@ def make_models(settings: Settings, data: DataFolder, world: World, checkpoint: 
     elif weights:
         student = _resumed(family, load("the model to finetune,", weights), spec, weights)
     else:
-        student = _new_student(family, student_config, teacher, data, load)
-    if teacher is not None:
+        base = recorded or teacher
+        student = _new_student(family, student_config, base.config if base else None, teacher, data, load)
+    if recorded is not None:
+        check_student(student.config, recorded.config)
+    elif teacher is not None:
         check_student(student.config, teacher.config)
         _move(teacher, world)
     _move(student, world)
-    return Models(family, student, teacher, load_tokenizer(data.tokenizer_path))
+    return Models(family, student, recorded or teacher, load_tokenizer(data.tokenizer_path))
 
 
 def freeze(family: Family, student: PreTrainedModel, config: UpdateConfig) -> None:
@@ -110,13 +119,31 @@ def freeze(family: Family, student: PreTrainedModel, config: UpdateConfig) -> No
         parameter.requires_grad_(False)
 
 
-def _new_student(
-    family: Family, config: StudentConfig, teacher: PreTrainedModel | None, data: DataFolder, load: ModelLoader
-) -> PreTrainedModel:
-    spec = StudentSpec.of(config)
+def _recorded(
+    config: ModelsConfig, family: Family, teacher: PreTrainedModel | None, world: World
+) -> RecordedTeacher | None:
+    """The teacher cache that ``config`` names, and nothing else than ``teacher`` if that is given, too."""
+    if config.teacher_cache is None:
+        return None
+    recorded = RecordedTeacher.open(config.teacher_cache, family)
+    if world.is_main and config.verify_data:
+        recorded.cache.verify()
     if teacher is not None:
-        base = teacher.config
-    else:
+        recorded.cache.check_teacher(model_fingerprint(teacher), str(config.teacher))
+    return recorded
+
+
+def _new_student(
+    family: Family,
+    config: StudentConfig,
+    base: PreTrainedConfig | None,
+    teacher: PreTrainedModel | None,
+    data: DataFolder,
+    load: ModelLoader,
+) -> PreTrainedModel:
+    """A student shaped after ``base``, its teacher's configuration, with starting weights."""
+    spec = StudentSpec.of(config)
+    if base is None:
         base = family.base_config(
             vocab_size=data.vocab_size,
             pad=data.pad,

@@ -10,6 +10,7 @@ from torch import nn
 
 from cktk.architectures.layer_map import layer_pairs, layer_table
 from cktk.assemble.models import Models
+from cktk.assemble.recorded_teacher import RecordedTeacher
 from cktk.config.command import Settings
 from cktk.criteria.configs import HiddenKdConfig, MatchingConfig
 from cktk.data.batch_config import BatchingConfig
@@ -33,8 +34,10 @@ def make_step(settings: Settings, models: Models, world: World) -> tuple[Step, T
     autocast = Autocast(world.device.type, dtype)
     criterion, needs = _criterion(settings, models)
     criterion.to(world.device)
-    teacher = None
-    if models.teacher is not None:
+    teacher: Teacher | None = None
+    if isinstance(models.teacher, RecordedTeacher):
+        teacher = models.teacher.on_split("train", needs)
+    elif models.teacher is not None:
         rounded = _STATE_DTYPES[settings.section(ModelsConfig).teacher_states_dtype]
         teacher = FrozenTeacher(models.teacher, models.family.adapter(models.teacher), needs, autocast, rounded)
     adapter = models.family.adapter(models.student)
@@ -116,7 +119,7 @@ def _criterion(settings: Settings, models: Models) -> tuple[nn.Module, Needs]:
         )
     needs = cast(TrainCriterion, criterion).needs()
     if models.teacher is None and (needs.pairs or needs.attention or needs.teacher_head):
-        raise ConfigError(f"--criterion {name} needs a --teacher")
+        raise ConfigError(f"--criterion {name} needs a --teacher, or a --teacher-cache")
     return criterion, needs
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from cktk.architectures.loading import write_model
 from cktk.assemble.models import Models, freeze, make_models
 from cktk.assemble.objective import describe_matching, make_schedule, make_step, make_updater
+from cktk.assemble.recorded_teacher import RecordedTeacher
 from cktk.config.command import Settings
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.iterators import MicroBatches
@@ -85,6 +86,9 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
     seed_everything_from(run.seed)
     models = make_models(settings, data, world, checkpoint)
     task = _task(settings, data, models)
+    if isinstance(models.teacher, RecordedTeacher):
+        splits = ["train", *([] if validation.disable_validation else [validation.valid_subset])]
+        models.teacher.check(settings, data, task, splits)
     if checkpoint is None:
         inherited = models.teacher if models.teacher is not None else models.student
         models.family.set_generation(models.student, inherited.generation_config, task.target_template)
@@ -141,6 +145,8 @@ def _validator(
     seed = settings.section(RunConfig).seed
     passes = partial(task.iterator, config.valid_subset, batching, False, seed, world.rank, world.size)
     scorer = task.scorer(models.student, models.tokenizer, config.valid_subset, world, batching.token_budget)
+    if isinstance(models.teacher, RecordedTeacher):
+        teacher = models.teacher.on_split(config.valid_subset, step.train_criterion.needs())
     validator = Validator(step, teacher, partial(_one_pass, passes), world, scorer)
     # What is wrong with the split or the metric is told now and not at the end of the first epoch.
     validator.check(config.best_checkpoint_metric)

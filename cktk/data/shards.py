@@ -183,6 +183,10 @@ class DataFolder:
             raise DataError(f"{self.path}: no such split: {unknown_name(name, self._shards)}")
         return Split(self.path, name, self.columns, self._shards[name], self.vocab_size)
 
+    def entries(self, name: str) -> list[dict[str, Any]]:
+        """The manifest's entries of the shards of split ``name``, in the order of their rows."""
+        return [dict(entry) for entry in self._shards[name]]
+
     def template(self, role: Role, lang: str) -> Template:
         """What goes around a text of language ``lang`` in the place of the source or the target."""
         if lang not in self.templates[role]:

@@ -109,6 +109,11 @@ class ModelsConfig:
 
     data: str = option(help="folder that cktk-preprocess wrote", positional=True)
     teacher: str | None = option(None, help="model folder or hub name to distil from (default: train from scratch)")
+    teacher_cache: str | None = option(
+        None,
+        metavar="DIR",
+        help="distil from what cktk-cache-teacher wrote there; --teacher is then only read where --init needs it",
+    )
     teacher_states: Literal["device", "host", "recompute"] = option(
         "device",
         help="where the teacher's states of an update wait for its second pass: device = where they are computed; "

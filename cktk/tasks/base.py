@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.iterators import MicroBatches
 from cktk.data.shards import DataFolder
 from cktk.distributed.world import World
-from cktk.protocols import Template
+from cktk.protocols import Batch, Side, Template
 
 
 class Task(Protocol):
@@ -34,6 +34,23 @@ class Task(Protocol):
 
         ``max_tokens`` is the budget of a batch in training.
         """
+
+
+@runtime_checkable
+class FixedRows(Protocol):
+    """What a task offers beyond `Task` if a data row always becomes the same input and labels.
+
+    A teacher's answers to such rows can be kept (`cktk-cache-teacher`).
+    """
+
+    def row_settings(self) -> dict[str, Any]:
+        """What decides how a data row is shown, under the names of the flags where there are any, as JSON values."""
+
+    def positions(self, split_name: str) -> dict[Side, int]:
+        """How many positions all rows of a split have together, as `Batch.rows` counts them."""
+
+    def shard_batches(self, split_name: str, shard: int, batching: BatchingConfig) -> Iterator[Batch]:
+        """Every row of a shard once, in batches whose order and content follow from the data and ``batching``."""
 
 
 class TaskBuilder(Protocol):

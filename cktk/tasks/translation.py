@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from cktk.data.iterators import MicroBatches
 from cktk.data.shards import DataFolder, Role, Split
 from cktk.distributed.world import World
 from cktk.errors import ConfigError, DataError
-from cktk.protocols import IGNORED, Batch, DecodingStart, Template
+from cktk.protocols import IGNORED, Batch, DecodingStart, Side, Template
 from cktk.tasks.configs import TranslationConfig
 from cktk.tasks.scoring import TranslationScorer
 
@@ -103,6 +103,30 @@ class TranslationTask:
                 counts[role] += int((split.lengths(side.column, start, stop) > side.room).sum())
         return counts
 
+    def positions(self, split_name: str) -> dict[Side, int]:
+        """See `FixedRows.positions`; reads the offsets of the whole split."""
+        split = self.data.split(split_name)
+        lengths = self.lengths(split)
+        chunks = (range(start, min(start + _CHUNK_ROWS, len(split))) for start in range(0, len(split), _CHUNK_ROWS))
+        totals = sum((lengths(chunk.start, chunk.stop).sum(axis=0) for chunk in chunks), start=np.zeros(2, np.int64))
+        dropped = len(split) if self._config.drop_first_position else 0
+        return {"encoder": int(totals[0]), "decoder": int(totals[1]) - dropped}
+
+    def row_settings(self) -> dict[str, Any]:
+        """See `FixedRows.row_settings`."""
+        found: dict[str, Any] = {
+            "source_lang": self.source_lang,
+            "target_lang": self.target_lang,
+            "decoder_start": self._decoder_start,
+            "drop_first_position": self._config.drop_first_position,
+        }
+        for role, side in (("source", self._source), ("target", self._target)):
+            template = side.template
+            special = len(template.prefix) + len(template.suffix)
+            found[f"max_{role}_positions"] = side.room + special
+            found[f"{role}_template"] = [list(template.prefix), list(template.suffix)]
+        return found
+
     def source_inputs(self, split: Split, index: int) -> Int64s:
         """The encoder's input ids for row ``index``, with template, cut."""
         return self._source.ids(split[index])
@@ -176,8 +200,26 @@ class TranslationTask:
             samples_per_epoch=batching.samples_per_epoch if shuffle else None,
         )
 
-    def _load(self, split: Split, ids: Sequence[int]) -> Batch:
-        return self.collate([split[index] for index in ids], ids)
+    def shard_batches(self, split_name: str, shard: int, batching: BatchingConfig) -> Iterator[Batch]:
+        """See `FixedRows.shard_batches`; within 65,536 neighbours batches run from short to long."""
+        split = self.data.split(split_name)
+        first, lengths = sum(split.shard_rows[:shard]), self.lengths(split)
+        batches = MicroBatches(
+            split.shard_rows[shard : shard + 1],
+            lambda start, stop: lengths(first + start, first + stop),
+            partial(self._load, split, first=first),
+            max_tokens=batching.token_budget,
+            batch_size=batching.batch_size,
+            shuffle=False,
+            seed=0,
+            num_workers=batching.num_workers,
+        )
+        while found := batches.next_update(1):
+            yield from found
+
+    def _load(self, split: Split, ids: Sequence[int], first: int = 0) -> Batch:
+        rows = [first + index for index in ids]
+        return self.collate([split[row] for row in rows], rows)
 
     def _side(self, role: Role, column: Role, positions: int) -> _Side:
         if column not in self.data.columns:

@@ -42,7 +42,7 @@ CONFIG_MODULES = [
     name
     for name in MODULES
     if name.startswith("cktk.config.")
-    or name.rpartition(".")[2] in ("configs", "batch_config", "presets", "registry", "plugins")
+    or name.rpartition(".")[2] in ("configs", "batch_config", "cache_config", "presets", "registry", "plugins")
 ]
 
 
@@ -188,7 +188,9 @@ def test_the_probe_sees_what_is_loaded() -> None:
     assert loaded_after("import numpy", HEAVY) == ["numpy"]
 
 
-@pytest.mark.parametrize("command", ["preprocess", "train", "generate", "evaluate", "average_checkpoints"])
+@pytest.mark.parametrize(
+    "command", ["preprocess", "cache_teacher", "train", "generate", "evaluate", "average_checkpoints"]
+)
 def test_help_loads_no_heavy_library(command: str) -> None:
     code = f"from cktk_cli.{command} import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
     assert loaded_after(code, HEAVY) == []
