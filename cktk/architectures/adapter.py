@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from cktk.architectures.capture import captured_projections, captured_states, pack
 from cktk.errors import ConfigError
 from cktk.protocols import AttentionKind, AttentionStates, Batch, HeadParams, ModelOutput, Side, StateRequest
 
@@ -46,7 +47,7 @@ class Seq2SeqAdapter:
             return output
         with ExitStack() as hooks:
             blocks = {
-                kind: hooks.enter_context(_captured_attention(self._stack(_BLOCKS[kind][0]), _BLOCKS[kind][1], layers))
+                kind: hooks.enter_context(self._captured_attention(kind, layers))
                 for kind, layers in request.attention.items()
                 if layers
             }
@@ -62,7 +63,7 @@ class Seq2SeqAdapter:
         encoder_layers = request.hidden.get("encoder", ())
         encoder_inputs = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         memory, states = _run(self._stack("encoder"), encoder_layers, encoder_inputs)
-        packed = _pack(states, batch.rows("encoder"))
+        packed = pack(states, batch.rows("encoder"))
         output.hidden.update({("encoder", layer): packed[layer] for layer in encoder_layers})
 
         decoder_layers = request.hidden.get("decoder", ())
@@ -78,9 +79,15 @@ class Seq2SeqAdapter:
         decoder = self._stack("decoder")
         last = len(decoder.layers)
         _, states = _run(decoder, {*decoder_layers, *([last] if request.head else [])}, decoder_inputs)
-        packed = _pack(states, batch.rows("decoder"))
+        packed = pack(states, batch.rows("decoder"))
         output.hidden.update({("decoder", layer): packed[layer] for layer in decoder_layers})
         output.head_input = packed[last] if request.head else None
+
+    def _captured_attention(self, kind: AttentionKind, layers: tuple[int, ...]) -> Any:
+        side, block = _BLOCKS[kind]
+        stack = self._stack(side)
+        _refuse_layerdrop(stack)
+        return captured_projections(stack.layers, layers, block, _PROJECTIONS)
 
     def _stack(self, side: Side) -> Any:
         return self.model.get_encoder() if side == "encoder" else self.model.get_decoder()
@@ -94,13 +101,11 @@ def _run(stack: Any, layers: Iterable[int], inputs: dict[str, Any]) -> tuple[Ten
     """The stack's output (B, L, d), and the states ``layers`` of it, numbered as in ``hidden_states``."""
     last = len(stack.layers)
     wanted = set(layers)
-    if not wanted <= set(range(last + 1)):
-        raise ValueError(f"states {sorted(wanted)} asked of a stack whose states are 0 to {last}")
     if wanted:
         _refuse_layerdrop(stack)
-    with _captured(stack, wanted - {last}) as states:
+    with captured_states(stack.layers, wanted) as states:
         output: Tensor = stack(**inputs).last_hidden_state
-    if last in wanted:
+    if last in wanted:  # the last state follows the final norm
         states[last] = output
     return output, states
 
@@ -111,61 +116,6 @@ def _refuse_layerdrop(stack: Any) -> None:
             f"LayerDrop {stack.layerdrop} may skip the layers whose states are matched: set encoder_layerdrop and "
             "decoder_layerdrop to 0 in the model's config.json"
         )
-
-
-@contextmanager
-def _captured(stack: Any, wanted: set[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect the input of the first layer as state 0 and the output of layer i as state i while inside.
-
-    transformers' own ``output_hidden_states=[...]`` is not used: it counts the encoder's layers for both sides, and so
-    drops the upper states of a decoder that is deeper than its encoder.
-    """
-    states: dict[int, Tensor] = {}
-
-    def keep_input(_: Any, arguments: tuple[Any, ...]) -> None:
-        states[0] = arguments[0]
-
-    def keep_output(layer: int) -> Any:
-        def hook(_module: Any, _arguments: tuple[Any, ...], output: Tensor) -> None:
-            states[layer] = output
-
-        return hook
-
-    with ExitStack() as hooks:
-        for layer in wanted:
-            if layer == 0:
-                hooks.enter_context(stack.layers[0].register_forward_pre_hook(keep_input))
-            else:
-                hooks.enter_context(stack.layers[layer - 1].register_forward_hook(keep_output(layer)))
-        yield states
-
-
-@contextmanager
-def _captured_attention(
-    stack: Any, name: str, layers: tuple[int, ...]
-) -> Iterator[dict[int, tuple[Any, dict[str, Tensor]]]]:
-    """Collect the projections of the blocks ``name`` in ``layers`` while inside: (block, output of each projection)."""
-    last = len(stack.layers)
-    if not set(layers) <= set(range(1, last + 1)):
-        raise ValueError(f"attention of layers {sorted(layers)} asked of a stack whose layers are 1 to {last}")
-    _refuse_layerdrop(stack)
-
-    def keep(projections: dict[str, Tensor], projection: str) -> Any:
-        def hook(_module: Any, _arguments: tuple[Any, ...], output: Tensor) -> None:
-            projections[projection] = output
-
-        return hook
-
-    captured: dict[int, tuple[Any, dict[str, Tensor]]] = {}
-    with ExitStack() as hooks:
-        for layer in layers:
-            block = getattr(stack.layers[layer - 1], name)
-            projections: dict[str, Tensor] = {}
-            captured[layer] = (block, projections)
-            for projection in _PROJECTIONS:
-                hook = keep(projections, projection)
-                hooks.enter_context(getattr(block, projection).register_forward_hook(hook))
-        yield captured
 
 
 def _attention_states(
@@ -181,12 +131,3 @@ def _attention_states(
     query, key, value = (projections[name] for name in _PROJECTIONS)
     heads, scale = int(block.num_heads), float(block.scaling)
     return AttentionStates(query, key, value, heads, scale, queries, keys, causal=kind == "decoder")
-
-
-def _pack(states: dict[int, Tensor], rows: Tensor) -> dict[int, Tensor]:
-    """Of states (B, L, d) the rows where the mask ``rows`` (B, L) holds: (N, d) each, found once for all of them."""
-    index = rows.flatten().nonzero().squeeze(1)
-    flat = {layer: state.flatten(0, 1) for layer, state in states.items()}
-    if len(index) == rows.numel():
-        return flat
-    return {layer: state.index_select(0, index) for layer, state in flat.items()}
