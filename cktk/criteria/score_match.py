@@ -18,8 +18,9 @@ from torch.autograd.function import once_differentiable
 
 from cktk.criteria.base import working_dtype
 
-#: Bytes of one matrix of scores of the sentences that are worked on together; a sentence is never divided.
-_SLICE_BYTES = 4 << 20
+#: Bytes of one matrix of scores of the sentences that are worked on together, on a CPU, where it should stay in the
+#: cache, and on other devices, which want large products. A sentence is never divided.
+_CPU_BYTES, _DEVICE_BYTES = 2 << 20, 64 << 20
 
 #: Score of a pair that does not count: vanishes in a softmax, and unlike infinity leaves differences finite.
 _HIDDEN = -1e30
@@ -167,5 +168,6 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 def _slices(student: Products, teacher: Products, dtype: torch.dtype) -> Iterator[slice]:
     sentences, rows = student.left.shape[:2]
     matrix = max(student.heads, teacher.heads) * rows * student.right.shape[1] * dtype.itemsize
-    step = max(1, _SLICE_BYTES // max(1, matrix))
+    wanted = _CPU_BYTES if student.left.device.type == "cpu" else _DEVICE_BYTES
+    step = max(1, wanted // max(1, matrix))
     return (slice(start, start + step) for start in range(0, sentences, step))

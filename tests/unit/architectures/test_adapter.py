@@ -141,8 +141,16 @@ def test_padding_changes_nothing(kind: str, batch: Batch) -> None:
         pad(batch.labels, (0, 2), value=-100),
         batch.ids,
     )
-    for key, state in Seq2SeqAdapter(model)(wider, EVERYTHING).hidden.items():
+    padded = Seq2SeqAdapter(model)(wider, EVERYTHING)
+    for key, state in padded.hidden.items():
         torch.testing.assert_close(state, output.hidden[key], rtol=1e-5, atol=1e-5)
+    for block in padded.attention:
+        found, wanted = (
+            probabilities(x).transpose(1, 2)[x.query_rows] for x in (padded.attention[block], output.attention[block])
+        )
+        length = wanted.shape[-1]
+        torch.testing.assert_close(found[..., :length], wanted, rtol=1e-4, atol=1e-5)
+        assert found[..., length:].count_nonzero() == 0
 
 
 def test_batches_without_pads_and_dummies(kind: str, batch: Batch) -> None:

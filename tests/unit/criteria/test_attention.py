@@ -236,7 +236,7 @@ def test_slices_of_sentences_add_up(match: str, heads: int, monkeypatch: pytest.
         return [total, *(by for by in torch.autograd.grad(total, leaves(own), allow_unused=True) if by is not None)]
 
     whole = run()
-    monkeypatch.setattr(score_match, "_SLICE_BYTES", 1)
+    monkeypatch.setattr(score_match, "_CPU_BYTES", 1)
     assert (
         len(
             list(
