@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cktk.criteria import head_loss as module
+from cktk.criteria import head_sweep, logits
 from cktk.criteria.head_loss import HeadLossOptions, head_loss
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import HeadParams
@@ -18,7 +18,7 @@ BOTH = HeadLossOptions(ce_weight=0.7, kl_weight=1.3)
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CPU_TILE", 8)
+    monkeypatch.setattr(logits, "_CPU_TILE", 8)
 
 
 class Problem:
@@ -163,7 +163,7 @@ def test_frozen_inputs_cost_no_gradient(frozen: tuple[str, ...]) -> None:
 def test_without_gradients_none_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem()
     expected = problem.fused(BOTH)[0].item()
-    monkeypatch.setattr(module, "_add_product", None)  # any gradient work would call it
+    monkeypatch.setattr(head_sweep, "_add_product", None)  # any gradient work would call it
     with torch.no_grad():
         total, _ = problem.fused(BOTH)
     assert not total.requires_grad and total.item() == expected
