@@ -11,7 +11,6 @@ from transformers import BartConfig, BartForConditionalGeneration, GenerationCon
 from cktk.architectures.adapter import Seq2SeqAdapter
 from cktk.architectures.family import Family
 from cktk.architectures.spec import HEAD_WIDTH, StudentSpec, choose_ffn_width, choose_heads
-from cktk.errors import ConfigError
 from cktk.protocols import ModelShape, Side, SideShape, Template
 
 _SIDES: tuple[Side, ...] = ("encoder", "decoder")
@@ -58,7 +57,7 @@ class BartFamily(Family):
             head_width = config.d_model // getattr(config, f"{side}_attention_heads")
             ffn_width = choose_ffn_width(spec.ffn_width, width, config.d_model, getattr(config, f"{side}_ffn_dim"))
             setattr(config, f"{side}_ffn_dim", ffn_width)
-            setattr(config, f"{side}_attention_heads", choose_heads(spec.heads, width, head_width))
+            setattr(config, f"{side}_attention_heads", choose_heads(spec.fixed_heads(width), width, head_width))
             setattr(config, f"{side}_layerdrop", 0.0)
         config.d_model = width
         config.encoder_layers = spec.encoder_layers or config.encoder_layers
@@ -71,16 +70,10 @@ class BartFamily(Family):
 
         Raises `ConfigError` when ``spec`` leaves width or depth open, or the heads do not divide the width.
         """
-        for flag, value in (
-            ("--width", spec.width),
-            ("--encoder-layers", spec.encoder_layers),
-            ("--decoder-layers", spec.decoder_layers),
-        ):
-            if value is None:
-                raise ConfigError(f"{flag} is needed when there is no --teacher to take it from")
+        spec.require("width", "encoder_layers", "decoder_layers")
         assert spec.width is not None
         ffn_width = spec.ffn_width or 4 * spec.width
-        heads = choose_heads(spec.heads, spec.width, HEAD_WIDTH)
+        heads = choose_heads(spec.fixed_heads(spec.width), spec.width, HEAD_WIDTH)
         config: PreTrainedConfig = self.config_class(
             vocab_size=vocab_size,
             max_position_embeddings=max_positions,
@@ -107,7 +100,7 @@ class BartFamily(Family):
 
     def layer_prefix(self, side: Side) -> str:
         """See `Family.layer_prefix`."""
-        return f"model.{side}.layers."
+        return f"{side}.layers."
 
     def stack(self, model: Any, side: Side) -> nn.Module:
         """See `Family.stack`."""

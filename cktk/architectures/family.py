@@ -7,6 +7,8 @@ the ``model_type`` of a model's configuration.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import nn
@@ -45,7 +47,10 @@ class Family(ABC):
 
     @abstractmethod
     def layer_prefix(self, side: Side) -> str:
-        """What stands before the number of a layer of ``side`` in the names of its parameters."""
+        """What stands before the number of a layer of ``side`` in the names of its parameters.
+
+        Names are those in transformers' ``base_model``, which are the same under every head.
+        """
 
     @abstractmethod
     def stack(self, model: Any, side: Side) -> nn.Module:
@@ -72,9 +77,34 @@ class Family(ABC):
         ``inherited`` are those of its teacher, ``target`` is the template of target texts.
         """
 
+    def class_of(self, config: PreTrainedConfig, name: object = "the model") -> type[PreTrainedModel]:  # noqa: ARG002
+        """The class of ``name``, a model of ``config``; kinds with several heads go by its ``architectures``."""
+        return self.model_class
+
+    def read_config(self, source: str | Path, raw: Mapping[str, Any]) -> PreTrainedConfig:  # noqa: ARG002
+        """The configuration in the folder or hub repository ``source``, whose file says ``raw``."""
+        config: PreTrainedConfig = self.config_class.from_pretrained(source)
+        return config
+
+    def read_model(
+        self, source: str | Path, config: PreTrainedConfig, **options: Any
+    ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+        """The model in ``source`` and transformers' report on its tensors; ``options`` are ``from_pretrained``'s."""
+        loader: Any = self.class_of(config, source)
+        model, report = loader.from_pretrained(source, config=config, output_loading_info=True, **options)
+        return model, report
+
+    def must_agree(self, config: Any) -> dict[str, object]:  # noqa: ARG002
+        """What has to be the same in a student and in a model that it takes tensors from, besides sizes and ids."""
+        return {}
+
+    def serves_stack(self, name: str) -> bool:  # noqa: ARG002
+        """Whether the parameter ``name``, though it lies in a layer, serves its whole stack and goes with no layer."""
+        return False
+
     def build(self, config: PreTrainedConfig) -> PreTrainedModel:
         """A model of ``config`` with random weights in fp32, in train mode."""
-        return self.model_class(config)
+        return self.class_of(config)(config)
 
     def student(self, teacher_config: PreTrainedConfig, spec: StudentSpec) -> PreTrainedModel:
         """A student with random weights; `cktk.architectures.initialise` gives it others."""

@@ -34,6 +34,8 @@ def initialise(
     - ``copy``: evenly spread whole layers of a teacher of the same width, feed-forward width and heads.
     - ``checkpoint``: the same from an earlier student, whose layers are dropped or repeated.
 
+    What a source with another head does not have (a classifier, a pooler) stays as built.
+
     Raises `ConfigError` naming the flag when the source is absent or its sizes do not fit.
     """
     if init == "random":
@@ -70,6 +72,8 @@ def _sizes(student: ModelShape, source: ModelShape) -> Iterator[tuple[str, str, 
     yield "width", "--width", student.width, source.width
     for side, ours in student.sides.items():
         yield f"{side} ffn_width", "--ffn-width", ours.ffn_width, source.sides[side].ffn_width
+    for side in student.sides:
+        yield f"{side} attention width", "--head-width", student.attention_width(side), source.attention_width(side)
     for side, ours in student.sides.items():
         yield f"{side} heads", "--heads", ours.heads, source.sides[side].heads
 
@@ -79,6 +83,9 @@ def _check_fixed(student: PreTrainedModel, source: PreTrainedModel, init: str, n
         yield "model_type", model.config.model_type
         yield "vocab_size", model.config.vocab_size
         yield "number of positions", _shape(model).positions
+        if type(student) is type(source):
+            yield "number of labels", getattr(model, "num_labels", None)
+        yield from family_of(model.config.model_type, name).must_agree(model.config).items()
 
     for (fact, ours), (_, theirs) in zip(facts(student), facts(source), strict=True):
         if ours != theirs:
@@ -119,12 +126,21 @@ def _fill(student: PreTrainedModel, source: PreTrainedModel, layer_map: Callable
     def counterpart(name: str) -> str:
         for side, taken in layers.items():
             prefix = family.layer_prefix(side)
-            if name.startswith(prefix):
+            if name.startswith(prefix) and not family.serves_stack(name):
                 number, _, rest = name.removeprefix(prefix).partition(".")
                 return f"{prefix}{taken[int(number)]}.{rest}"
         return name
 
-    tensors = source.state_dict()
-    for name, target in itertools.chain(student.named_parameters(), student.named_buffers()):
-        block = tensors[counterpart(name)]
-        target.copy_(block[tuple(slice(size) for size in target.shape)])
+    tensors = {_inner_name(source, name): tensor for name, tensor in source.state_dict().items()}
+    saved = student.state_dict().keys()
+    buffers = ((name, buffer) for name, buffer in student.named_buffers() if name in saved)
+    for name, target in itertools.chain(student.named_parameters(), buffers):
+        origin = counterpart(_inner_name(student, name))
+        if origin not in tensors and type(student) is not type(source):
+            continue
+        target.copy_(tensors[origin][tuple(slice(size) for size in target.shape)])
+
+
+def _inner_name(model: PreTrainedModel, name: str) -> str:
+    """The name of a tensor of ``model`` without what a head puts in front of those of its ``base_model``."""
+    return name if model.base_model is model else name.removeprefix(f"{model.base_model_prefix}.")

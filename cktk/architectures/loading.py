@@ -50,19 +50,18 @@ def load_model(
     """
     source = model_folder(path)
     family, config = _open_config(path, source)
-    loader: Any = family.model_class
     with _one_line(source, "weights"), _no_progress_bar():
-        model, report = loader.from_pretrained(
+        model, report = family.read_model(
             source,
-            config=config,
+            config,
             dtype=torch.float32,
             use_safetensors=_use_safetensors(source, allow_bin_weights),
             weights_only=True,
-            output_loading_info=True,
         )
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(f"{path}: {len(missing)} tensors are missing from the weights, {missing[0]} among them")
-    loaded: PreTrainedModel = model.to(device).eval()
+    moved: Any = model
+    loaded: PreTrainedModel = moved.to(device).eval()
     return loaded
 
 
@@ -72,7 +71,7 @@ def _open_config(path: str | Path, source: Path | str) -> tuple[Family, PreTrain
         raw, _ = PreTrainedConfig.get_config_dict(source)
     family = family_of(raw.get("model_type"), path)
     with _one_line(source, "configuration"):
-        config: PreTrainedConfig = family.config_class.from_pretrained(source)
+        config = family.read_config(source, raw)
     return family, config
 
 
