@@ -270,11 +270,15 @@ class DecodingStart(NamedTuple):
 
 @dataclass(frozen=True)
 class SideShape:
-    """Sizes of the layers on one side of a model."""
+    """Sizes of the layers on one side of a model.
+
+    ``attention_width`` is what all heads together are wide, None where that is the model's width.
+    """
 
     layers: int
     ffn_width: int
     heads: int
+    attention_width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -284,6 +288,10 @@ class ModelShape:
     width: int
     sides: Mapping[Side, SideShape]
     positions: int | None
+
+    def attention_width(self, side: Side) -> int:
+        """The width of queries, keys and values of ``side``, all heads together."""
+        return self.sides[side].attention_width or self.width
 
 
 @dataclass(frozen=True)

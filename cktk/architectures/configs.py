@@ -19,13 +19,16 @@ class StudentConfig:
         None,
         minimum=1,
         metavar="F",
-        help="feed-forward width (default: the teacher's at the same width, else 4 x width)",
+        help="feed-forward width (default: the teacher's at the same width, else 4 x width, T5's gated ones 8/3 x)",
     )
     heads: int | None = option(
         None,
         minimum=1,
         metavar="H",
         help="attention heads (default: heads as wide as the teacher's where that divides)",
+    )
+    head_width: int | None = option(
+        None, minimum=1, metavar="W", help="width of a head; with --heads, too, where heads may differ from the width (T5)"
     )
     max_positions: int = option(
         1024, minimum=4, metavar="N", help="positions of a model without a teacher (a student has its teacher's)"

@@ -25,6 +25,7 @@ class StudentSpec:
     heads: int | None = None
     init: str = "random"
     dropout: float | None = None
+    head_width: int | None = None
 
     @classmethod
     def of(cls, config: StudentConfig) -> StudentSpec:
@@ -37,7 +38,30 @@ class StudentSpec:
             heads=config.heads,
             init=config.init,
             dropout=config.dropout,
+            head_width=config.head_width,
         )
+
+    def require(self, *sizes: str) -> None:
+        """Raise `ConfigError` for the first of the fields ``sizes`` that is left open: there is no teacher to ask."""
+        for name in sizes:
+            if getattr(self, name) is None:
+                flag = name.replace("_", "-")
+                raise ConfigError(f"--{flag} is needed when there is no --teacher to take it from")
+
+    def fixed_heads(self, width: int) -> int | None:
+        """The number of heads asked for, by number or by their width, where they divide a model of ``width``.
+
+        None where neither is given; `ConfigError` where ``head_width`` does not divide, or contradicts ``heads``.
+        """
+        if self.head_width is None:
+            return self.heads
+        heads = width // _divisor(self.head_width, width, "--head-width")
+        if self.heads not in (None, heads):
+            raise ConfigError(
+                f"--heads {self.heads} and --head-width {self.head_width} do not make --width {width}: "
+                f"leave one of them out, or use --heads {heads}"
+            )
+        return heads
 
 
 def choose_ffn_width(requested: int | None, width: int, teacher_width: int, teacher_ffn: int) -> int:
@@ -53,13 +77,24 @@ def choose_heads(requested: int | None, width: int, head_width: int) -> int:
     A requested number has to divide the width, else `ConfigError` suggests numbers that do. By default heads are
     ``head_width`` wide; where that does not divide ``width``, as near to it (in ratio) as a divisor allows.
     """
-    divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
-    if requested is None:
-        # max(a/b, b/a) measures the ratio; of two equally near ones the wider head wins.
-        return min(divisors, key=lambda heads: (max(width / heads / head_width, head_width * heads / width), heads))
+    if requested is not None:
+        return _divisor(requested, width, "--heads")
+    # max(a/b, b/a) measures the ratio; of two equally near ones the wider head wins.
+    return min(
+        _divisors(width), key=lambda heads: (max(width / heads / head_width, head_width * heads / width), heads)
+    )
+
+
+def _divisors(width: int) -> list[int]:
+    return [number for number in range(1, width + 1) if width % number == 0]
+
+
+def _divisor(requested: int, width: int, flag: str) -> int:
+    """``requested``; `ConfigError` with the numbers next to it that divide ``width`` if it does not."""
+    divisors = _divisors(width)
     if requested in divisors:
         return requested
-    below = [heads for heads in divisors if heads < requested]
-    above = [heads for heads in divisors if heads > requested]
-    near = [str(heads) for heads in (*below[-1:], *above[:1])]
-    raise ConfigError(f"--heads {requested} does not divide --width {width}: choose {' or '.join(near)}")
+    below = [number for number in divisors if number < requested]
+    above = [number for number in divisors if number > requested]
+    near = [str(number) for number in (*below[-1:], *above[:1])]
+    raise ConfigError(f"{flag} {requested} does not divide --width {width}: choose {' or '.join(near)}")
