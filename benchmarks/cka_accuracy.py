@@ -19,11 +19,12 @@ from cktk.protocols import LayerPair, ModelOutput
 
 _KEY = ("decoder", 1)
 _WIDTHS = {"decoder": (96, 256)}
-#: Noise beside what teacher and student share: k from about 0.95 down to about 0.1 at 2,048 rows.
-_NOISES = (0.2, 1.0, 2.0, 4.0)
-_SPLITS = ([2048], [256] * 8, [64] * 32, [1, 1000, 0, 7, 1040])
+_ROWS = 16_384
+#: Noise beside what teacher and student share: k from 0.95 down to 0.1, which noise alone has at so many rows.
+_NOISES = (0.12, 0.5, 1.5, 40.0)
+_SPLITS = ([_ROWS], [2048] * 8, [512] * 32, [1, 8000, 0, 56, 8327])
 #: Rows of the micro-batches of each of two ranks.
-_RANKS = ([300, 1, 700], [1000, 47, 0])
+_RANKS = ([2400, 1, 5600], [8000, 383, 0])
 
 
 def states(noise: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -33,10 +34,10 @@ def states(noise: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    common = draw(2048, 16)
+    common = draw(_ROWS, 16)
 
     def rows(width: int) -> Tensor:
-        return (common @ draw(16, width) / 4 + noise * draw(2048, width) + 3).to(dtype)
+        return (common @ draw(16, width) / 4 + noise * draw(_ROWS, width) + 3).to(dtype)
 
     student, teacher = (rows(width) for width in _WIDTHS["decoder"])
     return student, teacher
@@ -44,7 +45,7 @@ def states(noise: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 def expected(student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
     """k and the gradient of 1 - k of all rows at once, by autograd in float64."""
-    full = student.double().requires_grad_()
+    full = student.double().clone().requires_grad_()
     s, t = full - full.mean(0), teacher.double() - teacher.double().mean(0)
     k = (t.T @ s).norm() / ((s.T @ s).norm() * (t.T @ t).norm()).sqrt()
     return k.item(), torch.autograd.grad(1 - k, full)[0]
