@@ -132,8 +132,9 @@ class Batch:
 class AttentionStates:
     """What one attention block computes with: queries (B, L_q, d), keys and values (B, L_k, d), heads side by side.
 
-    Scores are ``scale * q @ k.T`` per head. ``query_rows`` (B, L_q) and ``key_rows`` (B, L_k) say which positions
-    count; where ``causal``, a query sees no key to its right. Not packed: the blocks need the sentences.
+    Scores are ``scale * q @ k.T`` per head, plus ``bias`` (heads, L_q, L_k) where there is one. ``query_rows`` (B, L_q)
+    and ``key_rows`` (B, L_k) say which positions count; where ``causal``, a query sees no key to its right. Not packed:
+    the blocks need the sentences.
     """
 
     query: Tensor
@@ -144,6 +145,7 @@ class AttentionStates:
     query_rows: Tensor
     key_rows: Tensor
     causal: bool
+    bias: Tensor | None = None
 
 
 @dataclass

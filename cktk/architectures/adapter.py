@@ -4,32 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cktk.architectures.capture import captured_projections, captured_states, pack
 from cktk.errors import ConfigError
 from cktk.protocols import AttentionKind, AttentionStates, Batch, HeadParams, ModelOutput, Side, StateRequest
 
-#: Where the attention blocks of a kind are: the side, and the block's name in a layer of it.
-_BLOCKS: dict[AttentionKind, tuple[Side, str]] = {
-    "encoder": ("encoder", "self_attn"),
-    "decoder": ("decoder", "self_attn"),
-    "cross": ("decoder", "encoder_attn"),
-}
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_SIDES: dict[AttentionKind, Side] = {"encoder": "encoder", "decoder": "decoder", "cross": "decoder"}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The names under which a kind of model keeps its layers and their attention.
+
+    ``layers`` is that of the list of layers in a stack, ``blocks`` are those of the attention blocks in a layer,
+    ``projections`` those of queries, keys and values in a block, and ``heads`` is that of their number.
+    Where ``position_bias``, a block of self-attention adds something to its scores and returns it second.
+    """
+
+    layers: str
+    blocks: Mapping[AttentionKind, str]
+    projections: tuple[str, str, str]
+    heads: str
+    position_bias: bool = False
 
 
 class Seq2SeqAdapter:
-    """The states of one BART or mBART model, teacher or student.
+    """The states of one encoder-decoder, teacher or student: BART or mBART, others by another ``layout``.
 
     It runs the encoder once and the decoder at most once, never the output head, and keeps only the states asked for.
     It owns no parameters and leaves no hooks behind, so it works under ``no_grad``, under autocast and inside a module
     that DDP wraps.
     """
+
+    layout: ClassVar[Layout] = Layout(
+        layers="layers",
+        blocks={"encoder": "self_attn", "decoder": "self_attn", "cross": "encoder_attn"},
+        projections=("q_proj", "k_proj", "v_proj"),
+        heads="num_heads",
+    )
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: Any = model
@@ -53,8 +71,8 @@ class Seq2SeqAdapter:
             }
             self._run_sides(batch, request, output)
         for kind, captured in blocks.items():
-            for layer, (block, projections) in captured.items():
-                output.attention[kind, layer] = _attention_states(kind, block, projections, batch)
+            for layer, (block, outputs) in captured.items():
+                output.attention[kind, layer] = self._attention_states(kind, block, outputs, batch)
         return output
 
     def _run_sides(self, batch: Batch, request: StateRequest, output: ModelOutput) -> None:
@@ -62,7 +80,7 @@ class Seq2SeqAdapter:
         inputs = batch.inputs
         encoder_layers = request.hidden.get("encoder", ())
         encoder_inputs = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
-        memory, states = _run(self._stack("encoder"), encoder_layers, encoder_inputs)
+        memory, states = self._run("encoder", encoder_layers, encoder_inputs)
         packed = pack(states, batch.rows("encoder"))
         output.hidden.update({("encoder", layer): packed[layer] for layer in encoder_layers})
 
@@ -76,58 +94,62 @@ class Seq2SeqAdapter:
             "encoder_attention_mask": inputs["attention_mask"],
             "use_cache": False,
         }
-        decoder = self._stack("decoder")
-        last = len(decoder.layers)
-        _, states = _run(decoder, {*decoder_layers, *([last] if request.head else [])}, decoder_inputs)
+        last = len(self._layers("decoder"))
+        _, states = self._run("decoder", {*decoder_layers, *([last] if request.head else [])}, decoder_inputs)
         packed = pack(states, batch.rows("decoder"))
         output.hidden.update({("decoder", layer): packed[layer] for layer in decoder_layers})
         output.head_input = packed[last] if request.head else None
 
     def _captured_attention(self, kind: AttentionKind, layers: tuple[int, ...]) -> Any:
-        side, block = _BLOCKS[kind]
-        stack = self._stack(side)
-        _refuse_layerdrop(stack)
-        return captured_projections(stack.layers, layers, block, _PROJECTIONS)
+        side = _SIDES[kind]
+        _refuse_layerdrop(self._stack(side))
+        own = ("",) if self.layout.position_bias and kind != "cross" else ()
+        names = (*self.layout.projections, *own)
+        return captured_projections(self._layers(side), layers, self.layout.blocks[kind], names)
 
     def _stack(self, side: Side) -> Any:
         return self.model.get_encoder() if side == "encoder" else self.model.get_decoder()
+
+    def _layers(self, side: Side) -> nn.ModuleList:
+        layers: nn.ModuleList = getattr(self._stack(side), self.layout.layers)
+        return layers
+
+    def _run(self, side: Side, layers: Iterable[int], inputs: dict[str, Any]) -> tuple[Tensor, dict[int, Tensor]]:
+        """The output of one side (B, L, d), and the states ``layers`` of it, numbered as in ``hidden_states``."""
+        stack, last = self._stack(side), len(self._layers(side))
+        wanted = set(layers)
+        if wanted:
+            _refuse_layerdrop(stack)
+        with captured_states(self._layers(side), wanted) as states:
+            output: Tensor = stack(**inputs).last_hidden_state
+        if last in wanted:  # the last state follows the final norm
+            states[last] = output
+        return output, states
+
+    def _attention_states(
+        self, kind: AttentionKind, block: Any, outputs: Mapping[str, Any], batch: Batch
+    ) -> AttentionStates:
+        """The projections with the rows that count.
+
+        The decoder attends to all its positions on the left, scored or not, so that its keys all count; those on the
+        right, pads among them, are hidden by ``causal``.
+        """
+        queries = batch.rows("encoder" if kind == "encoder" else "decoder")
+        keys = batch.rows("encoder") if kind != "decoder" else torch.full_like(queries, not batch.dummy)
+        query, key, value = (outputs[name] for name in self.layout.projections)
+        heads, scale = int(getattr(block, self.layout.heads)), float(block.scaling)
+        bias = outputs[""][1][0] if "" in outputs else None
+        return AttentionStates(query, key, value, heads, scale, queries, keys, kind == "decoder", bias)
 
     def head(self) -> HeadParams:
         """The output head: the weight (V, d), tied to the embedding as a rule, and ``final_logits_bias`` (V)."""
         return HeadParams(weight=self.model.get_output_embeddings().weight, bias=self.model.final_logits_bias[0])
 
 
-def _run(stack: Any, layers: Iterable[int], inputs: dict[str, Any]) -> tuple[Tensor, dict[int, Tensor]]:
-    """The stack's output (B, L, d), and the states ``layers`` of it, numbered as in ``hidden_states``."""
-    last = len(stack.layers)
-    wanted = set(layers)
-    if wanted:
-        _refuse_layerdrop(stack)
-    with captured_states(stack.layers, wanted) as states:
-        output: Tensor = stack(**inputs).last_hidden_state
-    if last in wanted:  # the last state follows the final norm
-        states[last] = output
-    return output, states
-
-
 def _refuse_layerdrop(stack: Any) -> None:
-    if stack.training and stack.layerdrop:
+    dropped = getattr(stack, "layerdrop", 0)
+    if stack.training and dropped:
         raise ConfigError(
-            f"LayerDrop {stack.layerdrop} may skip the layers whose states are matched: set encoder_layerdrop and "
+            f"LayerDrop {dropped} may skip the layers whose states are matched: set encoder_layerdrop and "
             "decoder_layerdrop to 0 in the model's config.json"
         )
-
-
-def _attention_states(
-    kind: AttentionKind, block: Any, projections: Mapping[str, Tensor], batch: Batch
-) -> AttentionStates:
-    """The projections with the rows that count.
-
-    The decoder attends to all its positions on the left, scored or not, so that its keys all count; those on the right,
-    pads among them, are hidden by ``causal``.
-    """
-    queries = batch.rows("encoder" if kind == "encoder" else "decoder")
-    keys = batch.rows("encoder") if kind != "decoder" else torch.full_like(queries, not batch.dummy)
-    query, key, value = (projections[name] for name in _PROJECTIONS)
-    heads, scale = int(block.num_heads), float(block.scaling)
-    return AttentionStates(query, key, value, heads, scale, queries, keys, causal=kind == "decoder")

@@ -25,8 +25,8 @@ def captured_states(layers: nn.ModuleList, wanted: Iterable[int]) -> Iterator[di
         states[0] = arguments[0]
 
     def keep_output(number: int) -> Any:
-        def hook(_module: Any, _arguments: tuple[Any, ...], output: Tensor) -> None:
-            states[number] = output
+        def hook(_module: Any, _arguments: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+            states[number] = output[0] if isinstance(output, tuple) else output
 
         return hook
 
@@ -42,29 +42,30 @@ def captured_states(layers: nn.ModuleList, wanted: Iterable[int]) -> Iterator[di
 @contextmanager
 def captured_projections(
     layers: nn.ModuleList, wanted: Iterable[int], block_name: str, names: tuple[str, ...]
-) -> Iterator[dict[int, tuple[Any, dict[str, Tensor]]]]:
-    """Collect what the linears ``names`` of the blocks ``block_name`` give while inside, by layer, counted from 1.
+) -> Iterator[dict[int, tuple[Any, dict[str, Any]]]]:
+    """Collect what the parts ``names`` of the blocks ``block_name`` give while inside, by layer, counted from 1.
 
-    Each layer has its block and the outputs by name. Raises `ValueError` for layers that do not exist.
+    Each layer has its block and the outputs by name; the part ``""`` is the block itself. Raises `ValueError` for
+    layers that do not exist.
     """
     numbers = set(wanted)
     if not numbers <= set(range(1, len(layers) + 1)):
         raise ValueError(f"attention of layers {sorted(numbers)} asked of a stack whose layers are 1 to {len(layers)}")
 
-    def keep(projections: dict[str, Tensor], name: str) -> Any:
-        def hook(_module: Any, _arguments: tuple[Any, ...], output: Tensor) -> None:
-            projections[name] = output
+    def keep(outputs: dict[str, Any], name: str) -> Any:
+        def hook(_module: Any, _arguments: tuple[Any, ...], output: Any) -> None:
+            outputs[name] = output
 
         return hook
 
-    captured: dict[int, tuple[Any, dict[str, Tensor]]] = {}
+    captured: dict[int, tuple[Any, dict[str, Any]]] = {}
     with ExitStack() as hooks:
         for number in sorted(numbers):
             block = layers[number - 1].get_submodule(block_name)
-            projections: dict[str, Tensor] = {}
-            captured[number] = (block, projections)
+            outputs: dict[str, Any] = {}
+            captured[number] = (block, outputs)
             for name in names:
-                hooks.enter_context(block.get_submodule(name).register_forward_hook(keep(projections, name)))
+                hooks.enter_context(block.get_submodule(name).register_forward_hook(keep(outputs, name)))
         yield captured
 
 

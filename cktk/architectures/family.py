@@ -26,6 +26,7 @@ class Family(ABC):
     model_type: ClassVar[str]
     config_class: ClassVar[type[Any]]
     model_class: ClassVar[type[PreTrainedModel]]
+    heads_have_tensors: ClassVar[bool] = False  # some tensor has a row or column a head
 
     @abstractmethod
     def shape(self, config: Any) -> ModelShape:
@@ -101,6 +102,10 @@ class Family(ABC):
     def serves_stack(self, name: str) -> bool:  # noqa: ARG002
         """Whether the parameter ``name``, though it lies in a layer, serves its whole stack and goes with no layer."""
         return False
+
+    def unused(self, model: PreTrainedModel) -> set[str]:  # noqa: ARG002
+        """Names of parameters that neither a state nor the head of ``model`` is computed from."""
+        return set()
 
     def build(self, config: PreTrainedConfig) -> PreTrainedModel:
         """A model of ``config`` with random weights in fp32, in train mode."""

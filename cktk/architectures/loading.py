@@ -58,7 +58,7 @@ def load_model(
             use_safetensors=_use_safetensors(source, allow_bin_weights),
             weights_only=True,
         )
-    if missing := sorted(report["missing_keys"]):
+    if missing := sorted(set(report["missing_keys"]) - family.unused(model)):
         raise CheckpointError(f"{path}: {len(missing)} tensors are missing from the weights, {missing[0]} among them")
     moved: Any = model
     loaded: PreTrainedModel = moved.to(device).eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cktk.architectures.configs import StudentConfig
+from cktk.architectures.configs import EncoderConfig, HeadKind, StudentConfig
 from cktk.errors import ConfigError
 
 #: Width of one attention head where there is no teacher to take it from; that of BART, mBART, T5 and BERT.
@@ -15,7 +15,8 @@ HEAD_WIDTH = 64
 class StudentSpec:
     """Size and start of a student.
 
-    None means "as the teacher"; for ``ffn_width`` and ``heads`` see `choose_ffn_width` and `choose_heads`.
+    None means "as the teacher"; for ``ffn_width`` and ``heads`` see `choose_ffn_width` and `choose_heads`. ``head`` and
+    ``labels``, the number of classes that a classifier tells apart, are read by families with several heads.
     """
 
     width: int | None = None
@@ -26,6 +27,8 @@ class StudentSpec:
     init: str = "random"
     dropout: float | None = None
     head_width: int | None = None
+    head: HeadKind | None = None
+    labels: int | None = None
 
     @classmethod
     def of(cls, config: StudentConfig) -> StudentSpec:
@@ -39,6 +42,7 @@ class StudentSpec:
             init=config.init,
             dropout=config.dropout,
             head_width=config.head_width,
+            head=config.head if isinstance(config, EncoderConfig) else None,
         )
 
     def require(self, *sizes: str) -> None:
@@ -80,9 +84,7 @@ def choose_heads(requested: int | None, width: int, head_width: int) -> int:
     if requested is not None:
         return _divisor(requested, width, "--heads")
     # max(a/b, b/a) measures the ratio; of two equally near ones the wider head wins.
-    return min(
-        _divisors(width), key=lambda heads: (max(width / heads / head_width, head_width * heads / width), heads)
-    )
+    return min(_divisors(width), key=lambda heads: (max(width / heads / head_width, head_width * heads / width), heads))
 
 
 def _divisors(width: int) -> list[int]:

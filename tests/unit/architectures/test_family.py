@@ -12,6 +12,7 @@ from cktk.architectures.configs import StudentConfig
 from cktk.architectures.family import families, family_of, registered_family
 from cktk.architectures.folders import model_folder
 from cktk.architectures.mbart import MBartFamily
+from cktk.architectures.t5 import MT5Family, T5Family
 from cktk.errors import CheckpointError, ConfigError
 from cktk.protocols import ModelShape, SideShape
 from cktk.registry import ARCHITECTURES
@@ -27,11 +28,13 @@ def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_families_by_model_type() -> None:
-    assert {name: type(family) for name, family in families().items()} == {"bart": BartFamily, "mbart": MBartFamily}
+    found = {name: type(family) for name, family in families().items()}
+    assert found["bart"] is BartFamily and found["mbart"] is MBartFamily
+    assert found["t5"] is T5Family and found["mt5"] is MT5Family
     ARCHITECTURES.register("mine", StudentConfig)(OtherFamily)
     assert isinstance(family_of("other", "path"), OtherFamily)
-    with pytest.raises(CheckpointError, match=r"^here: model type 't5' .*: bart, mbart, other .plug-ins"):
-        family_of("t5", "here")
+    with pytest.raises(CheckpointError, match=r"^here: model type 'pegasus' .*: bart, .*mbart, .*other, .*plug-ins"):
+        family_of("pegasus", "here")
 
 
 def test_what_is_no_family_is_named() -> None:

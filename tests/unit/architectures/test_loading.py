@@ -120,10 +120,10 @@ def test_loading_prints_nothing(kind: str, folder: Path, capfd: pytest.CaptureFi
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("model_type", ["t5", "no-such-type", None])
+@pytest.mark.parametrize("model_type", ["pegasus", "no-such-type", None])
 def test_an_unsupported_model_type_names_those_supported(folder: Path, model_type: str | None) -> None:
     edit_json(folder / "config.json", model_type=model_type)
-    words = f"model: model type {model_type!r} is not supported; supported: bart, mbart .plug-ins are loaded with"
+    words = f"model: model type {model_type!r} is not supported; supported: bart, .*mbart.* .plug-ins are loaded with"
     with pytest.raises(CheckpointError, match=words):
         load_model(folder)
 
