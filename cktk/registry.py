@@ -100,6 +100,8 @@ ARCHITECTURES = Registry(
     {
         "bart": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.bart:BartFamily"),
         "mbart": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.mbart:MBartFamily"),
+        "t5": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.t5:T5Family"),
+        "mt5": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.t5:MT5Family"),
     },
 )
 
