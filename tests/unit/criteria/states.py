@@ -18,7 +18,13 @@ WIDTHS = {"encoder": (5, 7), "decoder": (5, 7)}
 
 
 def states(
-    rows: dict[str, int], *, seed: int = 0, dtype: torch.dtype = torch.float64, pairs=PAIRS, widths=WIDTHS
+    rows: dict[str, int],
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    pairs=PAIRS,
+    widths=WIDTHS,
+    noise: float = 0.7,
 ) -> tuple[ModelOutput, ModelOutput]:
     """Student and teacher states that share a few directions, with means away from zero."""
     generator = torch.Generator().manual_seed(seed)
@@ -33,7 +39,7 @@ def states(
             (student, pair.student, widths[pair.side][0]),
             (teacher, pair.teacher, widths[pair.side][1]),
         ):
-            state = common[pair.side] @ draw(3, width) + 0.7 * draw(rows[pair.side], width) + 2 * draw(width)
+            state = common[pair.side] @ draw(3, width) + noise * draw(rows[pair.side], width) + 2 * draw(width)
             output.hidden.setdefault((pair.side, layer), state.to(dtype))
     return student, teacher
 
@@ -50,11 +56,36 @@ def split(output: ModelOutput, sizes: dict[str, list[int]]) -> list[ModelOutput]
     return [ModelOutput({key: chunks[key][i] for key in chunks}) for i in range(pieces)]
 
 
-def naive_cka(s: Tensor, t: Tensor) -> Tensor:
-    """1 - |T'S| / sqrt(|S'S| |T'T|) of centred rows, by autograd."""
-    s, t = s.double(), t.double()
-    s, t = s - s.mean(0), t - t.mean(0)
-    a = ((t.T @ s) ** 2).sum().sqrt()
-    c = ((s.T @ s) ** 2).sum().sqrt()
-    b = ((t.T @ t) ** 2).sum().sqrt()
-    return 1 - a / (b * c).sqrt()
+def naive_cka(s: Tensor, t: Tensor, form: str = "sqrt", eps: float = 0.0) -> Tensor:
+    """1 - |T'S| / sqrt(|S'S| |T'T|) of centred rows, by autograd; or 1 - k^2, or 1 - debiased CKA."""
+    s, t = centred(s), centred(t)
+    if form == "debiased":
+        return 1 - naive_hsic(s, t) / ((naive_hsic(t, t).sqrt() + eps) * (naive_hsic(s, s).sqrt() + eps))
+    k = naive_alignment(t.T @ s, s.T @ s, t.T @ t, eps)
+    return 1 - (k**2 if form == "squared" else k)
+
+
+def naive_alignment(cross: Tensor, student: Tensor, teacher: Tensor, eps: float = 0.0) -> Tensor:
+    """k of given matrices."""
+    a, c, b = ((matrix**2).sum().sqrt() for matrix in (cross, student, teacher))
+    return a / ((b + eps) * (c + eps)).sqrt()
+
+
+def naive_hsic(x: Tensor, y: Tensor) -> Tensor:
+    """The unbiased estimator from kernel matrices without diagonal (Song et al., 2012, eq. 4)."""
+    n = len(x)
+    off = 1 - torch.eye(n, dtype=x.dtype)
+    k, m = (x @ x.T) * off, (y @ y.T) * off
+    ones = torch.ones(n, dtype=x.dtype)
+    mixed = ones @ k @ m @ ones * 2 / (n - 2)
+    return (torch.trace(k @ m) + (ones @ k @ ones) * (ones @ m @ ones) / ((n - 1) * (n - 2)) - mixed) / (n * (n - 3))
+
+
+def naive_procrustes(s: Tensor, t: Tensor) -> Tensor:
+    """1 - |T'S|_* / (|S| |T|) of centred rows, by autograd."""
+    s, t = centred(s), centred(t)
+    return 1 - torch.linalg.svdvals(t.T @ s).sum() / ((s**2).sum() * (t**2).sum()).sqrt()
+
+
+def centred(rows: Tensor) -> Tensor:
+    return rows.double() - rows.double().mean(0)
