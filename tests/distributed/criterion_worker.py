@@ -1,4 +1,4 @@
-"""One of two gloo processes: the pooled CKA of its share of the rows, and a tied head under DDP, into a file."""
+"""One of two gloo processes: pooled losses of its share of the rows, and a tied head under DDP, into a file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cktk.criteria.cka import Cka
+from cktk.criteria.base import StatisticsLoss
+from cktk.criteria.cka import Cka, CkaOptions
 from cktk.criteria.head_loss import HeadLossOptions, head_loss
+from cktk.criteria.procrustes import Procrustes
 from cktk.distributed.world import World
 from cktk.protocols import HeadParams
-from tests.unit.criteria.states import PAIRS, split, states, with_gradients
+from tests.unit.criteria.pooling import cut, gathered, joined, pooled
+from tests.unit.criteria.states import PAIRS, WIDTHS, states, with_gradients
 
 #: Rows of each micro-batch: rank 0's two, then rank 1's.
 SIZES = {"encoder": [15, 10, 3, 4], "decoder": [2, 9, 21, 0]}
@@ -39,19 +42,43 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     return [tuple(torch.randint(29, (2, n), generator=generator)) for n in (6, 3, 1, 8)]
 
 
+def losses() -> dict[str, StatisticsLoss]:
+    """The losses that take two passes."""
+    return {
+        "sqrt": Cka(PAIRS, WIDTHS, CkaOptions()),
+        "debiased": Cka(PAIRS, WIDTHS, CkaOptions(form="debiased")),
+        "summed": Cka(PAIRS, WIDTHS, CkaOptions("summed")),
+        "procrustes": Procrustes(PAIRS, "update"),
+    }
+
+
+def running(updates: list, all_reduce) -> dict[str, Tensor]:
+    """Scope "running" after a first update, with the gradients of the second one's rows."""
+    loss = Cka(PAIRS, WIDTHS, CkaOptions("running", momentum=0.5)).double()
+    loss.advance(gathered(loss, updates[0], all_reduce))
+    leaves = [with_gradients(student) for student, _ in updates[1]]
+    for leaf, (_, teacher) in zip(leaves, updates[1], strict=True):
+        for term in loss.terms(leaf, teacher)[1:]:
+            term.total.backward()
+    loss.advance(gathered(loss, updates[1], all_reduce))
+    gradients = {f"{side}.{layer}": gradient for (side, layer), gradient in joined(leaves).items()}
+    return gradients | {name: buffer.clone() for name, buffer in loss.state_dict().items()}
+
+
+def micro_batches(seed: int) -> list:
+    """The four micro-batches of an update of 32 rows a side."""
+    return cut(*states({"encoder": 32, "decoder": 32}, seed=seed), SIZES)
+
+
 def main(world: World, folder: Path) -> None:
     mine = slice(0, 2) if world.rank == 0 else slice(2, 4)
-    student, teacher = states({"encoder": 32, "decoder": 32})
-    parts = list(zip(split(student, SIZES), split(teacher, SIZES), strict=True))[mine]
-    cka = Cka(PAIRS, "update")
-    first, second = (cka.statistics(*part) for part in parts)
-    coefficients = cka.coefficients(cka.merge(first, second), world.all_reduce)
-    saved = {"cka": cka.pooled_term(coefficients).parts["cka"]}
-    leaves = [with_gradients(one) for one, _ in parts]
-    for leaf, (_, target) in zip(leaves, parts, strict=True):
-        cka.terms(leaf, target, coefficients)[0].total.backward()
-    for side, layer in leaves[0].hidden:
-        saved[f"{side}.{layer}"] = torch.cat([leaf.hidden[side, layer].grad for leaf in leaves])
+    saved = {}
+    for name, loss in losses().items():
+        report, gradients = pooled(loss, micro_batches(0)[mine], world.all_reduce)
+        saved[name] = torch.tensor(report[loss.name], dtype=torch.float64)
+        saved |= {f"{name}.{side}.{layer}": gradient for (side, layer), gradient in gradients.items()}
+    found = running([micro_batches(seed)[mine] for seed in (0, 1)], world.all_reduce)
+    saved |= {f"running.{name}": tensor for name, tensor in found.items()}
 
     step = nn.parallel.DistributedDataParallel(TiedStep())
     one, other = batches()[mine]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.criterion_worker import TiedStep, batches
-from tests.unit.criteria.states import PAIRS, naive_cka, states, with_gradients
+from tests.distributed.criterion_worker import TiedStep, batches, losses, micro_batches, running
+from tests.unit.criteria.pooling import pooled
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,15 +28,17 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert worker.returncode == 0, errors
     ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1)]
 
-    student, teacher = states({"encoder": 32, "decoder": 32})
-    student = with_gradients(student)
-    losses = [naive_cka(student.hidden[p.side, p.student], teacher.hidden[p.side, p.teacher]) for p in PAIRS]
-    torch.stack(losses).sum().backward()
-    for found in ranks:
-        assert found["cka"].item() == pytest.approx(torch.stack(losses).mean().item(), rel=1e-10)
-    for (side, layer), state in student.hidden.items():
-        pooled = torch.cat([found[f"{side}.{layer}"] for found in ranks])
-        assert (pooled - state.grad).norm() <= 1e-10 * state.grad.norm()
+    for name, loss in losses().items():
+        report, gradients = pooled(loss, micro_batches(0))
+        for found in ranks:
+            assert found[name].item() == pytest.approx(report[loss.name], rel=1e-10)
+        for (side, layer), gradient in gradients.items():
+            both = torch.cat([found[f"{name}.{side}.{layer}"] for found in ranks])
+            assert (both - gradient).norm() <= 1e-10 * gradient.norm()
+    for name, tensor in running([micro_batches(seed) for seed in (0, 1)], lambda one: one).items():
+        both = [found[f"running.{name}"] for found in ranks]
+        for found in both if name.startswith("averages") else [torch.cat(both)]:
+            torch.testing.assert_close(found, tensor, rtol=1e-10, atol=1e-12)
 
     step = TiedStep()
     for rows, labels in batches():
