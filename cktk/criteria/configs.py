@@ -26,7 +26,7 @@ class CrossEntropyConfig:
         "fused", help="fused = logits in chunks that are never held in full; dense = the plain reference, for comparison"
     )
     logits_memory: int = option(
-        256, minimum=1, metavar="MIB", help="MiB for the rows of logits that exist at one time, student's and teacher's"
+        192, minimum=1, metavar="MIB", help="MiB for the rows of logits that exist at one time, student's and teacher's"
     )
 
 

@@ -112,7 +112,8 @@ def _draws(logits: Logits, rows: slice, uniform: Tensor, temperature: float, buf
     ]
     ends = torch.cat(masses, 1).cumsum(1)
     ends /= ends[:, -1:].clone()
-    chosen = torch.searchsorted(ends, uniform, right=True)
+    # The last index is out of range for NaN alone, whose log probabilities below are NaN too.
+    chosen = torch.searchsorted(ends, uniform, right=True).clamp(max=len(tiles) - 1)
     starts = torch.cat([torch.zeros_like(ends[:, :1]), ends], 1)
     low, high = starts.gather(1, chosen), starts.gather(1, chosen + 1)
     within = (uniform - low) / (high - low)
