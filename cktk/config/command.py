@@ -75,10 +75,9 @@ class Settings:
         return yaml.safe_dump(plain, sort_keys=True, allow_unicode=True)
 
     def free_on_resume(self) -> set[str]:
-        """Names of the options that may differ when a run is continued."""
-        return {
-            option.name for config in self._sections for option in options_of(config) if option.meta("resume") == "free"
-        }
+        """Names of the options that may differ when a run is continued; a preset counts by its values alone."""
+        options = (option for config in self._sections for option in options_of(config))
+        return {"preset", *(option.name for option in options if option.meta("resume") == "free")}
 
 
 class Command:
