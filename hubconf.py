@@ -21,3 +21,8 @@ def bart(width: int, encoder_layers: int, decoder_layers: int, **options: Any) -
 def mbart(width: int, encoder_layers: int, decoder_layers: int, **options: Any) -> Any:
     """A new mBART of this width and depth; see `cktk.hub.build_student` for the options, such as ``teacher``."""
     return build_student("mbart", width=width, encoder_layers=encoder_layers, decoder_layers=decoder_layers, **options)
+
+
+def bert(width: int, encoder_layers: int, **options: Any) -> Any:
+    """A new BERT of this width and depth; see `cktk.hub.build_student` for the options, such as ``head``."""
+    return build_student("bert", width=width, encoder_layers=encoder_layers, **options)

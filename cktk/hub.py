@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from cktk.architectures.configs import HeadKind
+from cktk.architectures.encoder_family import EncoderFamily
 from cktk.architectures.family import family_of, registered_family
 from cktk.architectures.folders import model_folder
 from cktk.architectures.initialise import initialise
@@ -14,7 +16,7 @@ from cktk.architectures.loading import load_config, load_model, load_tokenizer
 from cktk.architectures.spec import StudentSpec
 from cktk.architectures.vocabulary import check_vocabularies, folder_vocabulary
 from cktk.data.shards import DataFolder
-from cktk.errors import CheckpointError
+from cktk.errors import CheckpointError, ConfigError
 from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
 from cktk.generation.translator import Translator
 from cktk.tasks.decoding import SplitTranslator
@@ -58,8 +60,11 @@ def student(
     ``path`` is a student folder, a checkpoint folder, a run directory or a hub name; ``search`` are the fields of
     `SearchConfig` (``beam``, ``lenpen``, ...). Raises `CheckpointError` if there is no such model, or a damaged one.
     """
+    config = load_config(path)
+    family = family_of(config.model_type, path)
+    if "decoder" not in family.shape(config).sides:
+        raise CheckpointError(f"{path}: a {config.model_type} has no decoder, so it cannot translate")
     model = load_model(path, allow_bin_weights=allow_bin_weights, device=resolve_device(device))
-    family = family_of(model.config.model_type, path)
     return Translator(
         model,
         load_tokenizer(path),
@@ -112,7 +117,7 @@ def build_student(
     *,
     width: int,
     encoder_layers: int,
-    decoder_layers: int,
+    decoder_layers: int | None = None,
     ffn_width: int | None = None,
     heads: int | None = None,
     teacher: str | Path | None = None,
@@ -120,15 +125,21 @@ def build_student(
     init_checkpoint: str | Path | None = None,
     vocab_size: int | None = None,
     max_positions: int = 1024,
+    head: HeadKind | None = None,
+    labels: int | None = None,
     allow_bin_weights: bool = False,
 ) -> Any:
     """A new Hugging Face model of family ``arch`` with this width and depth.
 
     With a ``teacher`` (folder or hub name) vocabulary, positions and special tokens are the teacher's, and ``init`` may
     take weights from it; otherwise sizes are those given and special tokens those of the family's published models.
-    ``init_checkpoint`` is the earlier student of ``init="checkpoint"``. Raises `ConfigError` where these do not fit.
+    ``init_checkpoint`` is the earlier student of ``init="checkpoint"``. An encoder-only model takes no
+    ``decoder_layers``; it ends in ``head``, the teacher's by default, a classifier in one of ``labels`` classes. Raises
+    `ConfigError` where these do not fit.
     """
     family = registered_family(arch)
+    if not isinstance(family, EncoderFamily) and (head is not None or labels is not None):
+        raise ConfigError(f"{arch} models have one kind of head: leave head and labels out")
     earlier = None
     if init_checkpoint is not None:
         earlier = load_model(init_checkpoint, allow_bin_weights=allow_bin_weights)
@@ -140,6 +151,8 @@ def build_student(
         ffn_width=ffn_width,
         heads=heads,
         init=init,
+        head=head,
+        labels=labels,
     )
     if teacher is None:
         standard = family.config_class()
@@ -158,5 +171,5 @@ def build_student(
     source = load_model(teacher, allow_bin_weights=allow_bin_weights)
     model = family.student(source.config, spec)
     initialise(model, init, teacher=source, checkpoint=earlier)
-    family.set_generation(model, source.generation_config)
+    family.set_generation(model, getattr(source, "generation_config", None))
     return model

@@ -100,6 +100,9 @@ ARCHITECTURES = Registry(
     {
         "bart": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.bart:BartFamily"),
         "mbart": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.mbart:MBartFamily"),
+        "bert": ("cktk.architectures.configs:EncoderConfig", "cktk.architectures.bert:BertFamily"),
+        "roberta": ("cktk.architectures.configs:EncoderConfig", "cktk.architectures.roberta:RobertaFamily"),
+        "distilbert": ("cktk.architectures.configs:EncoderConfig", "cktk.architectures.distilbert:DistilBertFamily"),
         "t5": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.t5:T5Family"),
         "mt5": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.t5:MT5Family"),
     },

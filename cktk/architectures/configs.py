@@ -7,6 +7,9 @@ from typing import Literal
 
 from cktk.config.options import option
 
+#: What an encoder ends in: a head over the vocabulary, a classifier of sentences, or nothing.
+HeadKind = Literal["masked_lm", "classification", "bare"]
+
 
 @dataclass(frozen=True)
 class StudentConfig:
@@ -28,7 +31,10 @@ class StudentConfig:
         help="attention heads (default: heads as wide as the teacher's where that divides)",
     )
     head_width: int | None = option(
-        None, minimum=1, metavar="W", help="width of a head; with --heads, too, where heads may differ from the width (T5)"
+        None,
+        minimum=1,
+        metavar="W",
+        help="width of a head; with --heads, too, where heads may differ from the width (T5)",
     )
     max_positions: int = option(
         1024, minimum=4, metavar="N", help="positions of a model without a teacher (a student has its teacher's)"
@@ -41,4 +47,13 @@ class StudentConfig:
     )
     init_checkpoint: str | None = option(
         None, metavar="PATH", help="model folder whose layers are kept, dropped or doubled by --init checkpoint"
+    )
+
+
+@dataclass(frozen=True)
+class EncoderConfig(StudentConfig):
+    """Student"""
+
+    head: Literal["masked_lm", "classification", "bare"] | None = option(
+        None, help="what the encoder ends in; bare: in nothing (default: as the teacher; masked_lm without one)"
     )
