@@ -43,7 +43,8 @@ def attention_pairs(pairs: tuple[LayerPair, ...]) -> tuple[AttentionPair, ...]:
 class AttentionLoss(HiddenLoss):
     """Distances of matched attention blocks, one for each of ``matches``, summed over pairs.
 
-    - ``scores``: squared error of the scaled scores before the softmax (TinyBERT), `squared_error`;
+    - ``scores``: squared error of the scaled scores before the softmax (TinyBERT), T5's position bias among them,
+      `squared_error`;
     - ``probabilities``: KL(teacher || student) of the attention before dropout, `divergence`;
     - ``queries``, ``keys``, ``values``: KL(teacher || student) of their relations softmax(X X' / sqrt(d_r)) in
       ``relation_heads`` heads of width d_r (MiniLMv2, Wang et al. 2021), of any widths and numbers of
@@ -112,7 +113,7 @@ def _term(unit: Unit, groups: dict[str, dict[str, Tensor]]) -> Term:
 
 
 def _scores(block: AttentionStates) -> Products:
-    return Products(block.query, block.key, block.heads, block.scale)
+    return Products(block.query, block.key, block.heads, block.scale, block.bias)
 
 
 def _relations(block: AttentionStates, match: AttentionMatch, heads: int) -> Products:
@@ -121,14 +122,16 @@ def _relations(block: AttentionStates, match: AttentionMatch, heads: int) -> Pro
 
 
 def _relation_heads(wanted: int | None, kind: AttentionKind, student: ModelShape, teacher: ModelShape) -> int:
-    heads = wanted or teacher.sides["encoder" if kind == "encoder" else "decoder"].heads
-    for model, width in (("student", student.width), ("teacher", teacher.width)):
+    side: Side = "encoder" if kind == "encoder" else "decoder"
+    heads = wanted or teacher.sides[side].heads
+    widths = {"student": student.attention_width(side), "teacher": teacher.attention_width(side)}
+    for model, width in widths.items():
         if width % heads:
-            common = math.gcd(student.width, teacher.width)
+            common = math.gcd(*widths.values())
             choice = ", ".join(str(number) for number in range(1, common + 1) if common % number == 0)
             default = "" if wanted else " (the teacher's)"
             raise ConfigError(
-                f"--relation-heads {heads}{default} does not divide the {model}'s width {width}; "
+                f"--relation-heads {heads}{default} does not divide the {model}'s attention width {width}; "
                 f"give a number that divides both widths: {choice}"
             )
     return heads

@@ -32,21 +32,27 @@ _Rule = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor | None]]
 
 @dataclass(frozen=True)
 class Products:
-    """Scores ``scale * left @ right.T`` per head: ``left`` (B, L, d), ``right`` (B, M, d), heads side by side."""
+    """Scores ``scale * left @ right.T + bias`` per head: ``left`` (B, L, d), ``right`` (B, M, d), heads side by side.
+
+    ``bias`` (heads, L, M) is the same for all sentences; None is none.
+    """
 
     left: Tensor
     right: Tensor
     heads: int
     scale: float
+    bias: Tensor | None = None
 
     def scores(self, sentences: slice, dtype: torch.dtype) -> Tensor:
         """Scores (C, heads, L, M) of the C ``sentences``."""
         left, right = (_by_head(x[sentences].to(dtype), self.heads) for x in (self.left, self.right))
-        return (left * self.scale) @ right.transpose(2, 3)
+        scores = (left * self.scale) @ right.transpose(2, 3)
+        return scores if self.bias is None else scores.add_(self.bias.to(dtype))
 
     def averaged(self) -> Products:
         """The mean over heads of the scores, as the scores of a single head."""
-        return Products(self.left, self.right, 1, self.scale / self.heads)
+        bias = None if self.bias is None else self.bias.mean(0, keepdim=True)
+        return Products(self.left, self.right, 1, self.scale / self.heads, bias)
 
 
 @dataclass(frozen=True)
@@ -88,21 +94,29 @@ def divergence(student: Products, teacher: Products, visible: Visible) -> Tensor
 
 def _match(student: Products, teacher: Products, visible: Visible, rule: _Rule) -> Tensor:
     total: Tensor = _Match.apply(  # type: ignore[no-untyped-call]
-        student.left, student.right, student, teacher, visible, rule
+        student.left, student.right, student.bias, student, teacher, visible, rule
     )
     return total
 
 
 class _Match(torch.autograd.Function):
-    """``left`` and ``right`` are the student's, named as arguments so that autograd sees them."""
+    """``left``, ``right`` and ``bias`` are the student's, named as arguments so that autograd sees them."""
 
     @staticmethod
     def forward(
-        ctx: Any, left: Tensor, right: Tensor, student: Products, teacher: Products, visible: Visible, rule: _Rule
+        ctx: Any,
+        left: Tensor,
+        right: Tensor,
+        bias: Tensor | None,
+        student: Products,
+        teacher: Products,
+        visible: Visible,
+        rule: _Rule,
     ) -> Tensor:
         dtype = working_dtype(left, right, teacher.left, teacher.right)
         wanted = any(ctx.needs_input_grad)
-        gradients = [torch.zeros_like(x, dtype=dtype) for x in (left, right)] if wanted else []
+        inputs = [x for x in (left, right, bias) if x is not None]
+        gradients = [torch.zeros_like(x, dtype=dtype) for x in inputs] if wanted else []
         total = torch.zeros((), dtype=dtype, device=left.device)
         with torch.autocast(left.device.type, enabled=False):
             for sentences in _slices(student, teacher, dtype):
@@ -114,21 +128,23 @@ class _Match(torch.autograd.Function):
                 )
                 total += value
                 if by_scores is not None:
+                    if bias is not None:
+                        gradients[2] += by_scores.sum(0)
                     by_scores *= student.scale
                     for gradient, x, by in ((0, right, by_scores), (1, left, by_scores.transpose(2, 3))):
                         product = by @ _by_head(x[sentences].to(dtype), student.heads)
                         gradients[gradient][sentences] = product.transpose(1, 2).flatten(2)
         ctx.save_for_backward(*gradients)
-        ctx.dtypes = left.dtype, right.dtype
+        ctx.dtypes = [x.dtype for x in inputs]
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_total: Tensor) -> tuple[Tensor | None, ...]:
-        by_left, by_right = (
+        by_left, by_right, *by_bias = (
             (by_total * gradient).to(dtype) for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return by_left, by_right, None, None, None, None
+        return by_left, by_right, *(by_bias or [None]), None, None, None, None
 
 
 def _squared_error(own: Tensor, target: Tensor, mask: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:

@@ -349,10 +349,10 @@ def test_relation_heads_default_to_the_teachers_of_the_same_side() -> None:
 def test_relation_heads_that_do_not_divide_are_refused() -> None:
     pairs = (AttentionPair("encoder", 1, 1),)
     with pytest.raises(
-        ConfigError, match=r"^--relation-heads 5 does not divide the student's width 24; .*: 1, 2, 4, 8$"
+        ConfigError, match=r"^--relation-heads 5 does not divide the student's attention width 24; .*: 1, 2, 4, 8$"
     ):
         AttentionLoss(pairs, ("keys",), 5, shape(24, 2), shape(32, 16))
-    with pytest.raises(ConfigError, match=r"^--relation-heads 3 does not divide the teacher's width 32"):
+    with pytest.raises(ConfigError, match=r"^--relation-heads 3 does not divide the teacher's attention width 32"):
         AttentionLoss(pairs, ("keys",), 3, shape(24, 2), shape(32, 16))
     with pytest.raises(ConfigError, match=r"^--relation-heads 16 \(the teacher's\) does not divide .* 24"):
         AttentionLoss(pairs, ("scores", "queries"), None, shape(24, 2), shape(32, 16))
