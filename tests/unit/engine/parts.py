@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
-from cktk.architectures.adapter import Seq2SeqAdapter
-from cktk.architectures.bart import BartFamily
+from cktk.architectures.family import family_of
 from cktk.architectures.layer_map import layer_pairs
 from cktk.distributed.world import World
 from cktk.engine.step import Step
@@ -60,17 +60,24 @@ def batch(lengths: list[tuple[int, int]], first: int = 0, pad_to: int = 0) -> Ba
 
 
 def updater(
-    criterion: str = "cka_kd", *, dropout: float = 0.0, width: int = 8, place: Any = "device", **options: Any
+    criterion: str = "cka_kd",
+    *,
+    dropout: float = 0.0,
+    width: int = 8,
+    place: Any = "device",
+    make: Callable[..., Any] = bart,
+    **options: Any,
 ) -> Updater:
     """SGD with learning rate 1 and no clipping, so that an update is minus the gradient."""
-    teacher, student = bart(1, 16, 3), bart(2, width, 2, dropout)
-    shapes = [BartFamily().shape(model.config) for model in (student, teacher)]
+    teacher, student = make(1, 16, 3), make(2, width, 2, dropout)
+    family = family_of(student.config.model_type, "the student")
+    shapes = [family.shape(model.config) for model in (student, teacher)]
     config = CRITERIA.config(criterion)(**options)
     layer_map, embeddings = getattr(config, "layer_map", "uniform"), getattr(config, "match_embeddings", False)
     pairs = layer_pairs(*shapes, layer_map, embeddings=embeddings)
     loss = CRITERIA.target(criterion)(config, Matching(*shapes, pairs)).double()
-    frozen = FrozenTeacher(teacher, Seq2SeqAdapter(teacher), loss.needs(), FULL_PRECISION)
-    step = Step(student, Seq2SeqAdapter(student), loss, frozen, FULL_PRECISION, CPU.all_reduce)
+    frozen = FrozenTeacher(teacher, family.adapter(teacher), loss.needs(), FULL_PRECISION)
+    step = Step(student, family.adapter(student), loss, frozen, FULL_PRECISION, CPU.all_reduce)
     optimizer = torch.optim.SGD(step.parameters(), lr=1.0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     store = StateStore(frozen, place)
