@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -62,7 +63,8 @@ def _divergence(teacher: Teacher | SparseTargets, log_q: Tensor, options: HeadLo
         check_top_k(options.top_k, log_p.shape[1])
         best = log_p.topk(options.top_k, 1)
         teacher = SparseTargets(best.indices, best.values, False, options.temperature)
-    ids, log_p = teacher.ids.to(log_q.device, torch.int64), teacher.log_probs.to(log_q)
+    ids = teacher.ids.to(log_q.device, torch.int64)
+    log_p = teacher.log_probs.to(log_q).clamp(min=math.log(torch.finfo(log_q.dtype).tiny))  # 0 log 0 is 0
     at_ids = log_q.gather(1, ids)
     if teacher.sampled:
         return (log_p - at_ids).mean(1)

@@ -91,7 +91,7 @@ class _SparseTarget(SoftTarget):
         self.floor = math.log(torch.finfo(student.working).tiny)
         device = student.states.device
         self.all_ids = targets.ids.to(device, torch.int64)
-        # A probability of zero counts as the smallest number, so that its logarithm can be multiplied by zero.
+        # A copy, for the pull. A probability of zero counts as the smallest number: 0 log 0 is 0.
         self.all_log_p = targets.log_probs.to(device, student.working).clamp(min=self.floor)
 
     def take(self, rows: slice) -> None:
@@ -129,7 +129,7 @@ class TopKTarget(_SparseTarget):
         student = self._student(tiles)
         total = torch.logaddexp(log_sum, student.logsumexp(1, keepdim=True))
         self.log_sum = torch.maximum(log_sum, total + self.floor)
-        log_p, log_q = self.log_p.clone(), student - total
+        log_p, log_q = self.log_p, student - total
         others = self.ids.shape[1] < self.size
         if others:
             log_p = torch.cat([log_p, remainder(log_p)], 1)

@@ -288,6 +288,49 @@ def test_no_bias(divergence: str) -> None:
     check(problem, replace(BOTH, divergence=divergence))
 
 
+@pytest.mark.parametrize("memory", [1, 10 * ROW, 70 * ROW])
+def test_logits_fit_the_budget(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    rows_of = head_sweep.HeadSweep._rows_of
+
+    def count(sweep: head_sweep.HeadSweep, width: int) -> Tensor:
+        buffer = rows_of(sweep, width)
+        held.append(buffer.nbytes)
+        return buffer
+
+    monkeypatch.setattr(head_sweep.HeadSweep, "_rows_of", count)
+    check(Problem(rows=150), replace(BOTH, memory=memory))
+    assert len(held) == 3 and sum(held) == min(memory // ROW or 1, 50) * ROW  # 150 rows in three even chunks
+
+
+def test_a_tile_of_impossible_tokens() -> None:
+    """Logits of -inf, as for padding of the vocabulary: nothing of them is left in cross entropy or its gradient."""
+    problem, fewer = Problem(), Problem()
+    problem.labels.clamp_(max=7)
+    with torch.no_grad():
+        problem.bias[8:] = float("-inf")
+        for name in ("hidden", "weight", "bias"):
+            tensor = getattr(problem, name).detach()
+            setattr(fewer, name, (tensor if name == "hidden" else tensor[:8]).clone().requires_grad_())
+    fewer.labels = problem.labels
+    total, expected = problem.loss(BOTH, None)[0], naive(fewer, BOTH, None)[0]
+    torch.testing.assert_close(total, expected)
+    for found, wanted in zip(problem.gradients(total), fewer.gradients(expected), strict=True):
+        torch.testing.assert_close(found[: len(wanted)], wanted)
+        assert (found[len(wanted) :] == 0).all()
+
+
+@BOTH_PATHS
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_rounded_targets_stay_finite(divergence: str, function) -> None:
+    """Probabilities that add up to more than 1, and one that is too small for the dtype of the cache."""
+    problem = Problem(rows=2, dtype=torch.float32)
+    log_probs = torch.tensor([[0.7001, 0.3, 0.0], [1.0001, 0.0, 0.0]]).log()
+    targets = SparseTargets(torch.tensor([[1, 20, 42], [1, 20, 42]]), log_probs, False, 1.0)
+    total, _ = problem.loss(replace(BOTH, divergence=divergence), targets, function)
+    assert total.isfinite() and all(gradient.isfinite().all() for gradient in problem.gradients(total))
+
+
 def test_second_backward_is_refused() -> None:
     total, _ = Problem().loss(BOTH)
     total.backward(retain_graph=True)
