@@ -119,8 +119,8 @@ class Family(ABC):
         """Raise `ConfigError` with the right ``--arch`` unless ``name``, a model of ``config``, is of this family."""
         if config.model_type != self.model_type:
             raise ConfigError(
-                f"--arch {_arch(self.model_type)} does not fit {name}, whose model type is {config.model_type}: "
-                f"use --arch {_arch(config.model_type)}"
+                f"--arch {arch_of(self.model_type)} does not fit {name}, whose model type is {config.model_type}: "
+                f"use --arch {arch_of(config.model_type)}"
             )
 
 
@@ -155,7 +155,7 @@ def family_of(model_type: str | None, path: object) -> Family:
     return known[model_type]
 
 
-def _arch(model_type: str) -> str:
+def arch_of(model_type: str) -> str:
     """The name under which the family of ``model_type`` is registered; the type itself where none is."""
     names = (name for name in ARCHITECTURES.names() if registered_family(name).model_type == model_type)
     return next(names, model_type)
