@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -131,10 +132,10 @@ def step_seconds(case: StepCase, rounds: int) -> dict[str, float]:
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
-def update_memory(case: StepCase) -> dict[str, float]:
-    """Peak bytes of an update of exact CKA beyond what the models hold, and the teacher's states therein."""
+def update_memory(case: StepCase, variant: str) -> dict[str, float]:
+    """Peak bytes of an update beyond what the models and the optimizer hold, less the teacher's states kept."""
     bench = Bench(case)
-    updater = bench.updater("update")
+    updater = bench.updater(variant)
     updater.run(bench.batches[:2], 0, 1e-5)  # moments and buffers exist from here on
     store = updater._store
     assert isinstance(store, CountingStore)
@@ -163,27 +164,45 @@ def step_figures(quick: bool) -> list[Figure]:
 
 
 def memory_figures(quick: bool) -> list[Figure]:
-    """Peak of an update of 32 micro-batches against one of 1, each in a process of its own."""
-    many = 4 if quick else 32
-    found = {count: _in_process(StepCase(8_000, count, **(_QUICK if quick else {}))) for count in (1, many)}
-    ratio = found[many]["bytes"] / found[1]["bytes"]
-    return [
-        Figure(f"update's peak memory, {many} micro-batches / 1", ratio, None if quick else 1.1),
-        Figure("update's peak memory, 1 micro-batch, MB", found[1]["bytes"] / 1e6, None),
-        Figure(f"teacher states kept, {many} micro-batches, MB", found[many]["cache"] / 1e6, None),
-    ]
+    """Peak of an update of many micro-batches against one of 1, each in a process of its own.
+
+    What several micro-batches need by themselves, the sum of their gradients, shows beside plain KL and where the
+    vocabulary is large; it is there from the second on, so that fewer of them show it as well.
+    """
+    figures = []
+    for vocabulary, variant, many, target in (
+        (8_000, "update", 32, 1.1),
+        (8_000, "kl", 32, None),
+        (250_027, "update", 4, None),
+        (250_027, "kl", 4, None),
+    ):
+        sizes = _QUICK if quick else {"sentences": 32}
+        found = {count: _in_process(StepCase(vocabulary, count, **sizes), variant) for count in (1, many)}
+        label = f"update of {'exact CKA' if variant == 'update' else 'KL alone'}, V={vocabulary:,}:"
+        ratio = found[many]["bytes"] / found[1]["bytes"]
+        figures += [
+            Figure(f"{label} peak memory of {many} micro-batches / 1", ratio, None if quick else target),
+            Figure(f"{label} peak memory of 1 micro-batch, MB", found[1]["bytes"] / 1e6, None),
+            Figure(f"{label} teacher states kept for {many}, MB", found[many]["cache"] / 1e6, None),
+        ]
+    return figures
 
 
 _QUICK: dict[str, Any] = {"teacher_width": 128, "student_width": 64, "teacher_layers": 4, "student_layers": 2}
 
 
-def _in_process(case: StepCase) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.steps", "--measure-memory", json.dumps(asdict(case))]
-    answer: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+def _in_process(case: StepCase, variant: str) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.steps", variant, json.dumps(asdict(case))]
+    # Freed memory is given back at once, so that the peak tells what is in use and not how the heap is cut up.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=environment)
+    answer: dict[str, float] = json.loads(result.stdout)
     return answer
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Measures one case; see benchmarks.losses.")
-    parser.add_argument("--measure-memory", required=True)
-    print(json.dumps(update_memory(StepCase(**json.loads(parser.parse_args().measure_memory)))))
+    parser = argparse.ArgumentParser(description="Measures the memory of one update; see benchmarks.losses.")
+    parser.add_argument("variant")
+    parser.add_argument("case")
+    arguments = parser.parse_args()
+    print(json.dumps(update_memory(StepCase(**json.loads(arguments.case)), arguments.variant)))

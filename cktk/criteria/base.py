@@ -69,11 +69,19 @@ class StatisticsLoss(HiddenLoss):
 
     @abstractmethod
     def coefficients(self, pooled: Any) -> Any:
-        """What `terms` needs to give the gradient of the loss over all pooled rows."""
+        """What `terms` needs to give the gradient of the loss over all pooled rows.
+
+        ``pooled`` may be used up, unless the loss `keeps_state`.
+        """
 
     @abstractmethod
     def pooled_term(self, coefficients: Any) -> Term:
         """The loss over all those rows as a term of weight 1 and unit "update", without gradient."""
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether `advance` does anything, so that pooled statistics have to be kept for it."""
+        return False
 
     def advance(self, pooled: Any) -> None:
         """Take the statistics of an update that was made into the state that the loss keeps, if it keeps one."""

@@ -97,11 +97,14 @@ class Cka(PooledLoss):
             return self._lagged_terms(student, teacher)
         return super().terms(student, teacher, coefficients)
 
+    @property
+    def keeps_state(self) -> bool:
+        return self.scope == "running"
+
     def advance(self, pooled: Statistics) -> None:
         """Move the averages of scope "running"."""
-        if self.scope == "running":
-            for layout, average in zip(self.layouts, self._running(), strict=True):
-                average.advance(pooled[layout.side])
+        for layout, average in zip(self.layouts, self._running(), strict=True):
+            average.advance(pooled[layout.side])
 
     def _running(self) -> list[RunningMoments]:
         return [cast(RunningMoments, self.averages[layout.side]) for layout in self.layouts]

@@ -76,6 +76,11 @@ class Criterion(nn.Module):
         """Whether a validation pools statistics, and adds `pooled_term` at its end."""
         return isinstance(self.hidden, StatisticsLoss) and self.hidden.pooled
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether `advance` has to be called after an update that was made."""
+        return isinstance(self.hidden, StatisticsLoss) and self.hidden.keeps_state
+
     def statistics(self, student: ModelOutput, teacher: ModelOutput, prior: Any = None) -> Any:
         """Detached statistics of a micro-batch, joined to ``prior``, which is used up."""
         return self._pooling().statistics(student, teacher, prior)

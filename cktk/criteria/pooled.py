@@ -81,10 +81,11 @@ class PooledLoss(StatisticsLoss):
     @torch.no_grad()
     def statistics(self, student: ModelOutput, teacher: ModelOutput, prior: Statistics | None = None) -> Statistics:
         """Moments of one micro-batch, added to ``prior`` in place."""
-        found: Statistics = {}
+        found: Statistics = {} if prior is None else prior
         for layout in self.layouts:
             rows = self._rows(layout, student, teacher)
-            found[layout.side] = prior[layout.side] if prior else SideMoments.zeros(layout, rows, self.order)
+            if layout.side not in found:
+                found[layout.side] = SideMoments.zeros(layout, rows, self.order)
             with torch.autocast(rows.student.mean.device.type, enabled=False):
                 self._collect(layout, found[layout.side], rows)
         return found
@@ -98,8 +99,11 @@ class PooledLoss(StatisticsLoss):
 
     @torch.no_grad()
     def coefficients(self, pooled: Statistics) -> Coefficients:
-        """The losses, and what the gradient needs; ``pooled`` stays valid."""
-        return {layout.side: self._solved(layout, pooled[layout.side]) for layout in self.layouts}
+        """The losses, and what the gradient needs; ``pooled`` is emptied, whoever else holds it, unless kept."""
+        found = {layout.side: self._solved(layout, pooled[layout.side]) for layout in self.layouts}
+        if not self.keeps_state:
+            pooled.clear()  # the largest of all that an update holds beside the models
+        return found
 
     def terms(self, student: ModelOutput, teacher: ModelOutput, coefficients: Any = None) -> list[Term]:
         """One term. Unless the scope is "micro", its total is a zero that has the gradient.

@@ -19,6 +19,7 @@ class TrainCriterion(Protocol):
 
     collects: Literal["no", "before", "along"]
     pooled: bool
+    keeps_state: bool
 
     def needs(self) -> Needs: ...
 
@@ -47,8 +48,8 @@ class TrainCriterion(Protocol):
 class StepOutput:
     """What one micro-batch gives: ``loss`` for backward, ``totals`` to log, and what a statistics criterion goes on by.
 
-    ``statistics`` are those of the micro-batches so far, or ``pooled`` those of the whole update with their
-    ``coefficients``. ``digest`` tells one run over a micro-batch from another.
+    ``statistics`` are those of the micro-batches so far, ``coefficients`` come from those of the whole update, which a
+    criterion that keeps state sees again as ``pooled``. ``digest`` tells one run over a micro-batch from another.
     """
 
     loss: Tensor
@@ -124,6 +125,7 @@ class Step(nn.Module):
         elif criterion.collects == "before" and coefficients is None:
             pooled = criterion.pool(criterion.statistics(states, _given(teacher), prior), self.all_reduce)
             coefficients = criterion.coefficients(pooled)
+            pooled = pooled if criterion.keeps_state else None
         with self._autocast():
             labels = batch.labels[batch.rows("decoder")]
             terms = criterion(states, teacher, labels, self._adapter.head(), self._teacher_head, coefficients)
