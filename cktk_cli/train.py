@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from cktk.architectures.presets import STUDENTS
 from cktk.config.command import Command, Component, Settings
 from cktk.criteria.presets import PRESETS
 from cktk.data.batch_config import BatchingConfig
@@ -24,7 +25,7 @@ def command() -> Command:
         sections=[ModelsConfig, RunConfig, BatchingConfig, UpdateConfig, ValidationConfig, CheckpointConfig],
         components=[
             Component("task", TASKS, "translation", "what to train for"),
-            Component("arch", ARCHITECTURES, "bart", "family of the student"),
+            Component("arch", ARCHITECTURES, "bart", "family of the student", presets=STUDENTS),
             Component("criterion", CRITERIA, "cross_entropy", "loss"),
             Component("optimizer", OPTIMIZERS, "adamw", "optimizer"),
             Component("lr-scheduler", LR_SCHEDULERS, "inverse_sqrt", "learning-rate schedule"),

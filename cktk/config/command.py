@@ -1,6 +1,6 @@
 """From a command line to typed settings, one path for every command.
 
-Defaults < ``--preset`` < YAML ``base:`` chain < YAML < flags.
+Defaults < ``--arch`` (a name that stands for several values) < ``--preset`` < YAML ``base:`` chain < YAML < flags.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class ConfigTable(Protocol):
 class Component:
     """A flag that chooses from a registry; the flags of what was chosen join the command's.
 
-    Where neither flag nor run file chooses, ``infer`` may, from the options that are written there.
+    Where neither flag nor run file chooses, ``infer`` may, from the options that are written there. A name in
+    ``presets`` stands for the choice in its values, under the component's own name, and for values of options.
     """
 
     flag: str
@@ -45,10 +46,22 @@ class Component:
     default: str | None
     help: str
     infer: Callable[[Mapping[str, Raw]], str | None] | None = None
+    presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.flag.replace("-", "_")
+
+    def names(self) -> list[str]:
+        """Everything that the flag takes."""
+        return [*self.registry.names(), *(name for name in self.presets if name not in self.registry.names())]
+
+    def read(self, name: str | None) -> tuple[str | None, dict[str, str]]:
+        """What is chosen by ``name``, one of `names` or None: a name of the registry, and values of options."""
+        if name is None or name in self.registry.names():
+            return name, {}
+        values = dict(self.presets[name].values)
+        return values.pop(self.name), values
 
 
 class Settings:
@@ -114,19 +127,22 @@ class Command:
         given = {**{name: value.raw for name, value in written.items()}, **_glance(others)}
         preset_name, preset = self._preset(early, written)
         chosen: dict[str, str | None] = {}
+        presets: dict[str, Written] = {}
         for component in self.components:
-            chosen[component.name] = self._choose(
+            name = self._choose(
                 component, early, written, given, preset.resolve({**given, **chosen}).get(component.name)
             )
+            chosen[component.name], sizes = component.read(name)
+            presets |= {option: Written(text, f"--{component.flag} {name}") for option, text in sizes.items()}
         sections = [*self.sections, *self._chosen_sections(chosen)]
         table = _option_table(sections)
         named = preset.resolve({**given, **chosen})
-        flags = self._parse_flags(table, arguments, named)
+        presets |= {name: Written(text, f"--preset {preset_name}") for name, text in named.items()}
+        flags = self._parse_flags(table, arguments, presets)
         self._refuse_unknown_keys(written, table)
         values: dict[str, Any] = {**chosen, "user_dir": user_dir}
         if self.presets:
             values["preset"] = preset_name
-        presets = {name: Written(text, f"--preset {preset_name}") for name, text in named.items()}
         values.update(_typed_values(table, {**presets, **written, **flags}))
         return Settings(values, sections, self.components)
 
@@ -166,9 +182,9 @@ class Command:
         if name is None and component.infer is not None:
             name = component.infer(given)
         name = name or preset or component.default
-        if name is not None and name not in component.registry.names():
+        if name is not None and name not in component.names():
             raise ConfigError(
-                f"{where}: {unknown_name(str(name), component.registry.names())} "
+                f"{where}: {unknown_name(str(name), component.names())} "
                 "(plug-ins are loaded with --user-dir or the entry point group cktk.plugins)"
             )
         return name
@@ -178,7 +194,7 @@ class Command:
         return list(dict.fromkeys(configs))
 
     def _parse_flags(
-        self, table: Mapping[str, _Owned], arguments: list[str], preset: Mapping[str, str]
+        self, table: Mapping[str, _Owned], arguments: list[str], presets: Mapping[str, Written]
     ) -> dict[str, Written]:
         parser = Parser(self.prog, description=self.description, argument_default=argparse.SUPPRESS)
         general = parser.add_argument_group("general")
@@ -193,7 +209,8 @@ class Command:
             owner = option.owner
             if owner not in groups:
                 groups[owner] = parser.add_argument_group((owner.__doc__ or owner.__name__).strip().splitlines()[0])
-            add_flag(groups[owner], option.option, preset.get(option.option.name))
+            preset = presets.get(option.option.name)
+            add_flag(groups[owner], option.option, None if preset is None else str(preset.raw))
         known, unknown = parser.parse_known_args(arguments)
         if unknown:
             name = unknown[0].partition("=")[0]
@@ -289,4 +306,7 @@ def _glance(arguments: Sequence[str]) -> dict[str, Raw]:
 
 def _component_help(component: Component) -> str:
     default = f" (default: {component.default})" if component.default else ""
-    return f"{component.help}: {', '.join(component.registry.names())}{default}"
+    known = component.registry.names()
+    others = [name for name in component.names() if name not in known]
+    sizes = f"; with sizes: {', '.join(others)}" if others else ""
+    return f"{component.help}: {', '.join(known)}{default}{sizes}"
