@@ -120,6 +120,14 @@ def test_fewer_rows_than_features_leave_directions_out() -> None:
     assert slope.item() == pytest.approx(gradients[key].square().sum().item(), rel=1e-6)
 
 
+def test_features_without_variance_get_no_arbitrary_gradient() -> None:
+    student, teacher = states({"decoder": 30}, pairs=ONE)
+    key = ("decoder", 1)
+    student.hidden[key][:, 1:] = 0.3
+    _, gradients = micro_gradients(Procrustes(ONE, "micro"), student, teacher)
+    assert gradients[key][:, 0].norm() > 1e-3 and gradients[key][:, 1:].norm() < 1e-12
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e38])
 @pytest.mark.parametrize("scope", ["update", "micro"])
 def test_bad_numbers_show_in_the_pair_that_they_are_in(bad: float, scope: str) -> None:
