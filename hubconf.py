@@ -23,6 +23,11 @@ def mbart(width: int, encoder_layers: int, decoder_layers: int, **options: Any) 
     return build_student("mbart", width=width, encoder_layers=encoder_layers, decoder_layers=decoder_layers, **options)
 
 
+def t5(width: int, encoder_layers: int, decoder_layers: int, **options: Any) -> Any:
+    """A new T5 of this width and depth; see `cktk.hub.build_student` for the options, such as ``teacher``."""
+    return build_student("t5", width=width, encoder_layers=encoder_layers, decoder_layers=decoder_layers, **options)
+
+
 def bert(width: int, encoder_layers: int, **options: Any) -> Any:
     """A new BERT of this width and depth; see `cktk.hub.build_student` for the options, such as ``head``."""
     return build_student("bert", width=width, encoder_layers=encoder_layers, **options)

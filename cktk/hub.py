@@ -13,6 +13,7 @@ from cktk.architectures.family import family_of, registered_family
 from cktk.architectures.folders import model_folder
 from cktk.architectures.initialise import initialise
 from cktk.architectures.loading import load_config, load_model, load_tokenizer
+from cktk.architectures.presets import STUDENTS
 from cktk.architectures.spec import StudentSpec
 from cktk.architectures.vocabulary import check_vocabularies, folder_vocabulary
 from cktk.data.shards import DataFolder
@@ -115,11 +116,12 @@ def open_split(
 def build_student(
     arch: str,
     *,
-    width: int,
-    encoder_layers: int,
+    width: int | None = None,
+    encoder_layers: int | None = None,
     decoder_layers: int | None = None,
     ffn_width: int | None = None,
     heads: int | None = None,
+    head_width: int | None = None,
     teacher: str | Path | None = None,
     init: str = "random",
     init_checkpoint: str | Path | None = None,
@@ -131,13 +133,16 @@ def build_student(
 ) -> Any:
     """A new Hugging Face model of family ``arch`` with this width and depth.
 
-    With a ``teacher`` (folder or hub name) vocabulary, positions and special tokens are the teacher's, and ``init`` may
-    take weights from it; otherwise sizes are those given and special tokens those of the family's published models.
-    ``init_checkpoint`` is the earlier student of ``init="checkpoint"``. An encoder-only model takes no
-    ``decoder_layers``; it ends in ``head``, the teacher's by default, a classifier in one of ``labels`` classes. Raises
-    `ConfigError` where these do not fit.
+    ``arch`` may also be a name such as ``bart_6x640`` (see `cktk.architectures.presets`), which stands for sizes; those
+    given here go before it. With a ``teacher`` (folder or hub name) vocabulary, positions and special tokens are the
+    teacher's, and ``init`` may take weights from it; otherwise sizes are those given and special tokens those of the
+    family's published models. ``init_checkpoint`` is the earlier student of ``init="checkpoint"``. An encoder-only
+    model takes no ``decoder_layers``; it ends in ``head``, the teacher's by default, a classifier in one of ``labels``
+    classes. Raises `ConfigError` where these do not fit.
     """
-    family = registered_family(arch)
+    preset = dict(STUDENTS[arch].values) if arch in STUDENTS else {"arch": arch}
+    family = registered_family(preset.pop("arch"))
+    named = {size: int(text) for size, text in preset.items()}
     if not isinstance(family, EncoderFamily) and (head is not None or labels is not None):
         raise ConfigError(f"{arch} models have one kind of head: leave head and labels out")
     earlier = None
@@ -145,11 +150,12 @@ def build_student(
         earlier = load_model(init_checkpoint, allow_bin_weights=allow_bin_weights)
         family.check_type(earlier.config, f"the model {init_checkpoint}")
     spec = StudentSpec(
-        width=width,
-        encoder_layers=encoder_layers,
-        decoder_layers=decoder_layers,
-        ffn_width=ffn_width,
+        width=width or named.get("width"),
+        encoder_layers=encoder_layers or named.get("encoder_layers"),
+        decoder_layers=decoder_layers or named.get("decoder_layers"),
+        ffn_width=ffn_width or named.get("ffn_width"),
         heads=heads,
+        head_width=head_width,
         init=init,
         head=head,
         labels=labels,
@@ -159,7 +165,7 @@ def build_student(
         config = family.base_config(
             vocab_size=vocab_size or standard.vocab_size,
             pad=standard.pad_token_id,
-            bos=standard.bos_token_id,
+            bos=getattr(standard, "bos_token_id", None),
             eos=standard.eos_token_id,
             max_positions=max_positions,
             spec=spec,

@@ -331,3 +331,19 @@ def test_frozen_embeddings_leave_a_head_of_its_own() -> None:
     tied, untied = make_t5("t5"), make_t5("mt5")
     assert T5Family().embeddings(tied)[0] is tied.lm_head.weight
     assert [weight is untied.lm_head.weight for weight in MT5Family().embeddings(untied)] == [False]
+
+
+@pytest.mark.parametrize("arch", ["t5", "mt5"])
+def test_students_without_a_teacher(arch: str) -> None:
+    student = build_student(arch, width=16, encoder_layers=1, decoder_layers=2, heads=3, head_width=4, vocab_size=50)
+    assert not is_tied(student)
+    assert (student.config.num_heads, student.config.d_kv, student.config.d_ff) == (3, 4, 64)
+    assert student.generation_config.max_length == 1024
+
+
+def test_students_by_name(tmp_path: Path) -> None:
+    save_student(make_t5("t5"), make_tokenizer(), tmp_path / "teacher")
+    student = build_student("t5_24x768", teacher=tmp_path / "teacher", width=16, encoder_layers=1)
+    assert T5Family().shape(student.config) == ModelShape(
+        16, {"encoder": SideShape(1, 2048, 2, 16), "decoder": SideShape(12, 2048, 2, 16)}, None
+    )
