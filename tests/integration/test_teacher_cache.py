@@ -24,6 +24,12 @@ DEPTH = ["--encoder-layers", "2", "--decoder-layers", "1"]
 SHORT = [*toy.SHAPE, "--max-update", "6", "--dropout", "0", "--log-interval", "1"]
 
 
+@pytest.fixture(autouse=True)
+def quick_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the disk is not what these tests are about, and some make many files."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 def make(data: Path, teacher: Path, folder: Path, *more: str) -> Path:
     """Cache in this process; returns the cache."""
     assert cache_teacher(arguments(data, teacher, folder, *more)) == 0
@@ -60,11 +66,11 @@ def whole(data: Path, teacher: Path, vocabulary: str, tmp_path_factory: pytest.T
 
 @pytest.fixture(scope="module")
 def sharded(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy corpus in shards of 10 rows."""
+    """The toy corpus in shards of 20 rows."""
     folder = tmp_path_factory.mktemp("sharded") / "bin"
     prefixes = [f"--{split}-prefix={data.parent / split}" for split in ("train", "valid")]
     flags = ["--source-lang", "en", "--target-lang", "fr", "--tokenizer", str(data / "tokenizer")]
-    assert preprocess([*prefixes, *flags, "--shard-size", "10", "--dest-dir", str(folder)]) == 0
+    assert preprocess([*prefixes, *flags, "--shard-size", "20", "--dest-dir", str(folder)]) == 0
     return folder
 
 
@@ -185,7 +191,7 @@ def test_other_data_and_damage_are_refused(
     assert "no such teacher cache" in error
 
 
-FLAGS = ["--samples", "3", "--hidden-states", *DEPTH]
+FLAGS = ["--samples", "3", "--hidden-states", *DEPTH, "--layer-map", "last:1", "--no-match-embeddings"]
 
 
 def test_killed_and_continued_is_uninterrupted(sharded: Path, teacher: Path, tmp_path: Path) -> None:
