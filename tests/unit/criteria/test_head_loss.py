@@ -200,6 +200,15 @@ def test_equal_heads_have_no_divergence(divergence: str, top_k: int, function) -
         assert all(gradient.abs().max() < 1e-11 for gradient in problem.gradients(total))
 
 
+@BOTH_PATHS
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_all_tokens_leave_no_others(divergence: str, function) -> None:
+    problem = Problem(width=7, dtype=torch.float32)
+    problem.teacher = (problem.hidden.detach(), HeadParams(problem.weight.detach(), problem.bias.detach()))
+    _, parts = problem.loss(replace(BOTH, divergence=divergence, top_k=43), function=function)
+    assert abs(parts.get(divergence, parts.get("kl")).item()) < 2e-5
+
+
 @pytest.mark.parametrize("kind", ["whole", "top_k", "sampled", "none"])
 @BOTH_PATHS
 def test_no_rows(kind: str, function) -> None:
