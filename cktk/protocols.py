@@ -119,12 +119,13 @@ class Batch:
         return rows & (not self.dummy)
 
     def counts(self) -> dict[Unit, int]:
-        """How many of each unit the batch holds; all zero for a dummy."""
+        """How many of each unit the batch holds; all zero for a dummy. Without any row it is no micro-batch either."""
+        targets, sources = int(self.rows("decoder").sum()), int(self.rows("encoder").sum())
         return {
-            "target_token": int(self.rows("decoder").sum()),
-            "source_token": int(self.rows("encoder").sum()),
+            "target_token": targets,
+            "source_token": sources,
             "sentence": 0 if self.dummy else len(self.ids),
-            "microbatch": 0 if self.dummy else 1,
+            "microbatch": int(targets + sources > 0),
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from inspect import get_annotations
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,9 @@ from cktk.optim.configs import OptimizerConfig
 from cktk.protocols import LayerPair, Matching, ModelShape, Needs
 from cktk.registry import CRITERIA, LR_SCHEDULERS, OPTIMIZERS
 
+_CRITERION_FACE = [name for name in vars(TrainCriterion) if not name.startswith("_")] + list(
+    get_annotations(TrainCriterion)
+)
 _STATE_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -116,6 +120,11 @@ def _criterion(settings: Settings, models: Models) -> tuple[nn.Module, Needs]:
     if not isinstance(criterion, nn.Module):
         raise ConfigError(
             f"--criterion {name}: its builder returned {type(criterion).__name__}, not a torch.nn.Module with needs()"
+        )
+    if missing := [name for name in _CRITERION_FACE if not hasattr(criterion, name)]:
+        raise ConfigError(
+            f"--criterion {name}: its {type(criterion).__name__} has no {', '.join(missing)}; subclass "
+            "cktk.criteria.compose.Criterion, or see TrainCriterion in cktk/engine/step.py"
         )
     needs = cast(TrainCriterion, criterion).needs()
     if models.teacher is None and (needs.pairs or needs.attention or needs.teacher_head):

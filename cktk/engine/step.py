@@ -65,7 +65,7 @@ class FirstPass:
     """What a micro-batch gives in the first of two passes: the statistics so far, and a `digest` of its states."""
 
     statistics: Any
-    digest: Tensor
+    digest: Tensor | None
 
 
 class Step(nn.Module):
@@ -95,6 +95,8 @@ class Step(nn.Module):
         self._needs = self.train_criterion.needs()
         self._teacher_head = teacher.head if teacher else None
         self._autocast = autocast
+        #: Whether passes digest their states; the updater ends it once it trusts its replays.
+        self.digests = True
 
     @property
     def train_criterion(self) -> TrainCriterion:
@@ -115,7 +117,8 @@ class Step(nn.Module):
         with self._autocast():
             states = self._adapter(batch, self._needs.request("student", head=phase != "statistics"))
         if phase == "statistics":
-            return FirstPass(criterion.statistics(states, _given(teacher), prior), digest(states))
+            found = criterion.statistics(states, _given(teacher), prior)
+            return FirstPass(found, digest(states) if self.digests else None)
         statistics = pooled = None
         if phase == "evaluate":
             if criterion.pooled and teacher is not None:
@@ -131,7 +134,7 @@ class Step(nn.Module):
             terms = criterion(states, teacher, labels, self._adapter.head(), self._teacher_head, coefficients)
         output = weigh(terms, factors or {})
         output.statistics, output.pooled, output.coefficients = statistics, pooled, coefficients
-        if criterion.collects == "before":
+        if self.digests and criterion.collects == "before":
             output.digest = digest(states)
         return output
 

@@ -70,7 +70,6 @@ class Updater:
         self._clip_norm = clip_norm or math.inf
         self._seed = seed
         self._skips = 0
-        self._replay_checked = False
         self._plain_attention = False
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -91,7 +90,7 @@ class Updater:
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad and not self.scaler.is_enabled():
             raise CktkError(f"{self._not_finite(bad, update, batches)}; lower --lr or raise --warmup-updates")
-        grad_norm = math.nan if bad else self._optimizer_step(lr)
+        grad_norm = math.nan if bad else self._optimizer_step(update, lr)
         self.optimizer.zero_grad(set_to_none=True)
         skipped = not math.isfinite(grad_norm)
         self._count_skips(skipped, bad or ["the gradient"], update, batches)
@@ -104,7 +103,7 @@ class Updater:
         retried = False
         while True:
             try:
-                with sdpa_kernel([SDPBackend.MATH]) if self._plain_attention else nullcontext():
+                with self._attention():
                     return self._accumulate(batches, update, factors)
             except _ReplayDiffers:
                 self._plain_attention = True
@@ -125,13 +124,16 @@ class Updater:
             if self._store:
                 self._store.forget()
 
+    def _attention(self) -> AbstractContextManager[Any]:
+        return sdpa_kernel([SDPBackend.MATH]) if self._plain_attention else nullcontext()
+
     def _accumulate(self, batches: list[Batch], update: int, factors: dict[Unit, float]) -> tuple[Totals, Any]:
         """Add up the gradients of all micro-batches; what is to be logged, and the criterion's pooled statistics."""
         criterion = self.step.train_criterion
         collects, last = criterion.collects, len(batches) - 1
         order = [*range(last + 1)]
         prior: Any = None
-        digests: dict[int, Tensor] = {}
+        digests: dict[int, Tensor | None] = {}
         if collects == "before":
             # The last micro-batch settles the coefficients inside its own forward; the others are then replayed. Only
             # here are the teacher's states of the whole update kept.
@@ -145,12 +147,13 @@ class Updater:
             with self._gradient_sync(position == last):
                 self._seed_dropout(update, index)
                 output: StepOutput = self.module("loss", batches[index], target, factors, prior, coefficients)
-                if index in digests:
+                if index in digests and self.step.digests:
                     self._check_replay(digests[index], output.digest)
                 torch.autograd.backward(self.scaler.scale(output.loss))
             totals.add(output.totals)
             coefficients, prior = output.coefficients, output.statistics
             pooled = pooled if output.pooled is None else output.pooled
+        self.step.digests = self.step.digests and not digests
         if collects == "along":
             pooled = criterion.pool(prior, self.world.all_reduce)
         return totals, pooled
@@ -163,18 +166,16 @@ class Updater:
             found: FirstPass = self.module("statistics", batch, target, prior=prior)
             return found
 
-    def _check_replay(self, first: Tensor, second: Tensor | None) -> None:
-        """Once a run, see whether a replay is exact; all ranks decide alike."""
-        if self._replay_checked:
-            return
-        assert second is not None
+    def _check_replay(self, first: Tensor | None, second: Tensor | None) -> None:
+        """In the first update of a run that has replays, see whether these are exact; all ranks decide alike."""
+        assert first is not None and second is not None
         same = torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
         differ = self.world.all_reduce(torch.tensor(float(not same), device=self.world.device)).item() > 0
         if differ and not self._plain_attention:
             raise _ReplayDiffers
-        self._replay_checked = True
         if differ:
-            logger.warning("the two passes over a micro-batch still differ a little: the update is not quite exact")
+            logger.warning("the two passes over a micro-batch still differ a little: updates are not quite exact")
+            self.step.digests = False
 
     def _seed_dropout(self, update: int, index: int) -> None:
         # The position in the global order of the update, so that dropout does not depend on the world size either.
@@ -185,14 +186,19 @@ class Updater:
             return self.module.no_sync()
         return nullcontext()
 
-    def _optimizer_step(self, lr: float) -> float:
+    def _optimizer_step(self, update: int, lr: float) -> float:
         """Clip and step; returns the norm. With loss scaling, a norm that is not finite steps nothing."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._clip_norm, foreach=True).item()
         if not math.isfinite(norm) and not self.scaler.is_enabled():
-            raise CktkError("the gradient is not finite; lower --lr, raise --warmup-updates or train in float32")
+            named = self.step.named_parameters()
+            names = [name for name, p in named if p.grad is not None and not p.grad.isfinite().all()]
+            raise CktkError(
+                f"update {update + 1}: the losses are finite, but not the gradient of {_some(names)}; lower --lr or "
+                "--clip-norm, raise --warmup-updates, or train without --bf16"
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return norm
@@ -214,13 +220,15 @@ class Updater:
             return found
 
         names = [name for name in bad if name != "loss"] or bad
-        rows = self.world.gather_sequences(culprits(self.step, batches, totals))
+        with self._attention():
+            own = culprits(self.step, batches, totals)
+        rows = self.world.gather_sequences(own)
         where = [f"rows {_some(ids)}" for ranks in rows for ids in ranks]
         batch_words = f" (micro-batch of {'; '.join(where)})" if where else ""
         return f"update {update + 1}: {', '.join(names)} not finite{batch_words}"
 
 
-def _some(ids: Sequence[int]) -> str:
-    """The first few of ``ids`` and how many more there are."""
-    more = f" and {len(ids) - 4} more" if len(ids) > 4 else ""
-    return ", ".join(map(str, ids[:4])) + more
+def _some(things: Sequence[object]) -> str:
+    """The first few of ``things`` and how many more there are."""
+    more = f" and {len(things) - 4} more" if len(things) > 4 else ""
+    return ", ".join(map(str, things[:4])) + more
