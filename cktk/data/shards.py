@@ -210,7 +210,9 @@ def _why_not_data(path: Path) -> str:
     return f"{path}: not a data folder ({MANIFEST} is missing); make one with cktk-preprocess"
 
 
-class _Column(NamedTuple):
+class Column(NamedTuple):
+    """One column of a shard: ``ids`` of all rows end to end, row i those from ``offsets[i]`` to ``offsets[i + 1]``."""
+
     ids: Ids
     offsets: npt.NDArray[np.int64]
 
@@ -231,7 +233,7 @@ class Split:
         self._entries = list(entries)
         self._vocab_size = vocab_size
         self._starts = np.concatenate([[0], np.cumsum(self.shard_rows, dtype=np.int64)])
-        self._open: OrderedDict[int, dict[str, _Column]] = OrderedDict()
+        self._open: OrderedDict[int, dict[str, Column]] = OrderedDict()
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -246,7 +248,7 @@ class Split:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         at = index - int(self._starts[shard])
         row = {}
-        for name, column in self._shard(shard).items():
+        for name, column in self.shard(shard).items():
             start, stop = int(column.offsets[at]), int(column.offsets[at + 1])
             ids = column.ids[start:stop]
             if not 0 <= start <= stop <= len(column.ids) or (ids.size and ids.max() >= self._vocab_size):
@@ -261,14 +263,15 @@ class Split:
         while start < stop:
             first, end = int(self._starts[shard]), min(stop, int(self._starts[shard + 1]))
             if start < end:
-                part = np.diff(self._shard(shard)[column].offsets[start - first : end - first + 1])
+                part = np.diff(self.shard(shard)[column].offsets[start - first : end - first + 1])
                 if part.min() < 0:
                     raise self._damaged(shard, column, "offsets decrease")
                 parts.append(part)
             start, shard = end, shard + 1
         return np.concatenate(parts)
 
-    def _shard(self, shard: int) -> dict[str, _Column]:
+    def shard(self, shard: int) -> dict[str, Column]:
+        """The columns of shard number ``shard``, mapped (read-only)."""
         if shard not in self._open:
             while len(self._open) >= _OPEN_SHARDS:
                 self._open.popitem(last=False)
@@ -276,7 +279,7 @@ class Split:
         self._open.move_to_end(shard)
         return self._open[shard]
 
-    def _map(self, shard: int, column: str) -> _Column:
+    def _map(self, shard: int, column: str) -> Column:
         entry = self._entries[shard]
         stem = self._folder / f"{entry['name']}.{column}"
         tokens = int(entry["tokens"][column])
@@ -284,7 +287,7 @@ class Split:
         offsets = _map_file(Path(f"{stem}.idx"), _OFFSET, int(entry["rows"]) + 1)
         if offsets[0] != 0 or offsets[-1] != tokens:
             raise self._damaged(shard, column, f"offsets do not run from 0 to {tokens}")
-        return _Column(ids, offsets)
+        return Column(ids, offsets)
 
     def _damaged(self, shard: int, column: str, what: str) -> DataError:
         name = self._entries[shard]["name"]

@@ -85,23 +85,26 @@ def _probe(tokenizer: Any, role: Role, lang: str) -> Template:
     )
 
 
+def language_codes(tokenizer: Any) -> list[str]:
+    """The languages that a multilingual tokenizer knows, by its own codes; none for others."""
+    if not knows_languages(tokenizer):
+        return []
+    if spelt := getattr(tokenizer, "lang_code_to_token", None):  # M2M-100 spells a language's token differently: __en__
+        return list(spelt)
+    # mBART's table lists the languages of its class; a trimmed vocabulary may hold fewer.
+    if table := getattr(tokenizer, "lang_code_to_id", None):
+        vocabulary = tokenizer.get_vocab()
+        return [code for code in table if code in vocabulary]
+    return [token for token in tokenizer.all_special_tokens if not token.startswith("<")]
+
+
 def check_languages(tokenizer: Any, languages: Sequence[str]) -> None:
     """Raise `DataError` for a language that a multilingual tokenizer does not know; others take any."""
+    codes = language_codes(tokenizer)
     for lang in languages if knows_languages(tokenizer) else ():
-        _check_language(tokenizer, lang)
-
-
-def _check_language(tokenizer: Any, lang: str) -> None:
-    # M2M-100 spells a language's token differently (__en__); the others use the code itself.
-    table = getattr(tokenizer, "lang_code_to_token", None) or getattr(tokenizer, "lang_code_to_id", None)
-    codes = list(table) if table else _marks(tokenizer)
-    if lang not in codes:
-        raise DataError(
-            f"--source-lang/--target-lang: {type(tokenizer).__name__} has no language {lang!r}; "
-            f"{alternatives(lang, codes)} "
-            "(files and columns may still be named without the part after the underscore)"
-        )
-
-
-def _marks(tokenizer: Any) -> list[str]:
-    return [token for token in tokenizer.all_special_tokens if not token.startswith("<")]
+        if lang not in codes:
+            raise DataError(
+                f"--source-lang/--target-lang: {type(tokenizer).__name__} has no language {lang!r}; "
+                f"{alternatives(lang, codes)} "
+                "(files and columns may still be named without the part after the underscore)"
+            )
