@@ -42,7 +42,8 @@ CONFIG_MODULES = [
     name
     for name in MODULES
     if name.startswith("cktk.config.")
-    or name.rpartition(".")[2] in ("configs", "batch_config", "cache_config", "presets", "registry", "plugins")
+    or name.rpartition(".")[2]
+    in ("configs", "batch_config", "cache_config", "trim_config", "plan_config", "presets", "registry", "plugins")
 ]
 
 
@@ -189,7 +190,8 @@ def test_the_probe_sees_what_is_loaded() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["preprocess", "cache_teacher", "train", "generate", "evaluate", "average_checkpoints"]
+    "command",
+    ["preprocess", "cache_teacher", "train", "generate", "evaluate", "average_checkpoints", "trim_vocab", "plan"],
 )
 def test_help_loads_no_heavy_library(command: str) -> None:
     code = f"from cktk_cli.{command} import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"

@@ -1,0 +1,72 @@
+"""How fast a student of some size would translate on this machine, found with random weights."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedConfig
+
+from cktk.architectures.family import Family
+from cktk.generation.beam import BeamSearch
+from cktk.generation.configs import SearchConfig
+from cktk.utils.rng import seed_everything_from
+
+#: Searches for one sentence, of which the median counts; one before them warms up.
+_ROUNDS = 3
+
+
+class Speed(NamedTuple):
+    """Output tokens per second in batches, and milliseconds for a sentence alone in its batch."""
+
+    tokens_per_second: float
+    latency_ms: float
+
+
+class SpeedTest:
+    """Beam search with models of random weights; sources and outputs are ``length`` tokens long.
+
+    Raises `CheckpointError` from its methods for a model that beam search does not know.
+    """
+
+    def __init__(self, family: Family, length: int, beam: int, batch_size: int) -> None:
+        self._family = family
+        self._length = length
+        self._batch_size = batch_size
+        self._search = SearchConfig(beam=beam, max_len_b=length, min_len=length)
+        self._model: tuple[Mapping[str, Any], Any] | None = None
+
+    def latency_ms(self, config: PreTrainedConfig) -> float:
+        """Milliseconds for one sentence, a median."""
+        model = self._opened(config)
+        self._seconds(model, 1)
+        return 1000 * statistics.median(self._seconds(model, 1) for _ in range(_ROUNDS))
+
+    def tokens_per_second(self, config: PreTrainedConfig) -> float:
+        """Output tokens per second of a whole batch."""
+        return self._batch_size * self._length / self._seconds(self._opened(config), self._batch_size)
+
+    def _opened(self, config: PreTrainedConfig) -> Any:
+        """A model of ``config``; the last one is kept, since both figures are asked for in turn."""
+        key = config.to_dict()
+        if self._model is None or self._model[0] != key:
+            self._model = None  # its memory is free before the next one is built
+            seed_everything_from(1)
+            model: Any = self._family.build(config)
+            self._family.set_generation(model.eval())
+            self._model = (key, model)
+        return self._model[1]
+
+    def _seconds(self, model: Any, sentences: int) -> float:
+        generator = torch.Generator().manual_seed(1)
+        sources = torch.randint(model.config.vocab_size, (sentences, self._length), generator=generator).tolist()
+        start = self._family.decoder_start(model.config)
+        search = BeamSearch(model, self._search)
+        started = time.perf_counter()
+        search.generate(
+            sources, batch_size=sentences, decoder_start=model.config.eos_token_id if start is None else start
+        )
+        return time.perf_counter() - started
