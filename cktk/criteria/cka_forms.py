@@ -91,7 +91,7 @@ def from_rows(layout: SideLayout, rows: SideRows, form: Form, eps: float) -> Sol
     """The loss of ``rows`` alone in Gram form: a^2 = <SS', TT'>, b = |TT'|, c = |SS'|."""
     kernels, norms = [], []
     for model in (rows.student, rows.teacher):
-        kernels.append(model.mean.new_zeros(len(model.mean), len(model), len(model)))
+        kernels.append(model.stack.new_zeros(len(model.mean), len(model), len(model)))
         symmetric.add_squares(kernels[-1], model.rows.mT)
         norms.append(varied(symmetric.norms(kernels[-1]), model.level(), kernels[-1].dtype))
     student, teacher = layout.student_of_pairs(kernels[0]), layout.teacher_of_pairs(kernels[1])

@@ -26,7 +26,10 @@ Order = Literal["squares", "second", "fourth"]
 
 @dataclass
 class Centred:
-    """Layers (L, N, w) less their means (L, w), stacked above one spare row of zeros: (L, N + 1, w)."""
+    """Layers (L, N, w) less their means (L, w), stacked above one spare row of zeros: (L, N + 1, w).
+
+    Means are float64: rounded as the rows are, a mean of a thousand deviations would cost the gradient four digits.
+    """
 
     stack: Tensor
     mean: Tensor
@@ -36,12 +39,18 @@ class Centred:
         """``states`` (N, w) in ``dtype``, about ``mean`` (L, w) or else about their own means."""
         rows, width = states[0].shape
         if mean is None:
-            mean = torch.stack([state.sum(0, dtype=dtype) for state in states]) / max(rows, 1)
+            rough = torch.stack([state.sum(0, dtype=dtype) for state in states]) / max(rows, 1)
+        else:
+            rough = mean.to(dtype)
         stack = torch.empty(len(states), rows + 1, width, dtype=dtype, device=states[0].device)
         stack[:, rows] = 0
-        for out, state, middle in zip(stack, states, mean, strict=True):
+        for out, state, middle in zip(stack, states, rough, strict=True):
             torch.sub(state, middle, out=out[:rows])
-        return cls(stack, mean)
+        if dtype == torch.float64:
+            return cls(stack, rough)
+        rest = stack.sum(1) / max(rows, 1) if mean is None else (mean - rough.double()).to(dtype)
+        stack[:, :rows] -= rest[:, None]
+        return cls(stack, rough.double() + rest.double())
 
     @property
     def rows(self) -> Tensor:
@@ -52,7 +61,7 @@ class Centred:
 
     def level(self) -> Tensor:
         """N |mean|^2 (L,) in float64."""
-        return len(self) * self.mean.double().square().sum(-1)
+        return len(self) * self.mean.square().sum(-1)
 
 
 @dataclass
@@ -70,7 +79,7 @@ class SideRows:
 class ModelMoments:
     """Of the L layers of one model: means, moments about the means, and how far from zero the rows were."""
 
-    mean: Tensor  # (L, w)
+    mean: Tensor  # (L, w), float64
     second: Tensor  # X'X (L, w, w), see `symmetric`; or |X|^2 (L,) in float64
     level: Tensor  # sum of n |mean|^2 over micro-batches (L,), float64
 
@@ -78,7 +87,7 @@ class ModelMoments:
     def zeros(cls, rows: Centred, order: Order) -> ModelMoments:
         layers, width = rows.mean.shape
         level = torch.zeros(layers, dtype=torch.float64, device=rows.mean.device)
-        second = torch.zeros_like(level) if order == "squares" else rows.mean.new_zeros(layers, width, width)
+        second = torch.zeros_like(level) if order == "squares" else rows.stack.new_zeros(layers, width, width)
         return cls(torch.zeros_like(rows.mean), second, level)
 
     def add_products(self, rows: Tensor) -> None:
@@ -103,7 +112,7 @@ class SideMoments:
     def zeros(cls, layout: SideLayout, rows: SideRows, order: Order) -> SideMoments:
         """No rows yet; ``rows`` give widths, dtype and device."""
         (student_layers, d), (teacher_layers, p) = rows.student.mean.shape, rows.teacher.mean.shape
-        like, pairs, fourth = rows.student.mean, len(layout.pairs), None
+        like, pairs, fourth = rows.student.stack, len(layout.pairs), None
         if order == "fourth":
             sizes = ((pairs, d, p), (student_layers, d, d), (teacher_layers, p, p))
             fourth = FourthMoments(*(ProductSums.zeros(*size, like.device) for size in sizes))
@@ -119,14 +128,14 @@ class SideMoments:
         shifts = []
         for model, more in ((self.student, rows.student), (self.teacher, rows.teacher)):
             difference = more.mean - model.mean
-            more.stack[:, -1] = weight.to(difference) * difference
-            shifts.append(share * difference.double())
-            model.mean += shifts[-1].to(difference)
+            more.stack[:, -1] = weight * difference
+            shifts.append(share * difference)
+            model.mean += shifts[-1]
             model.level += more.level()
         if self.fourth is not None:
             self._move_fourth(layout, *(-shift for shift in shifts))
-            student = ShiftedRows.about(rows.student.rows, rows.student.mean.double() - self.student.mean)
-            teacher = ShiftedRows.about(rows.teacher.rows, rows.teacher.mean.double() - self.teacher.mean)
+            student = ShiftedRows.about(rows.student.rows, rows.student.mean - self.student.mean)
+            teacher = ShiftedRows.about(rows.teacher.rows, rows.teacher.mean - self.teacher.mean)
             self.fourth.pairs.add(student.of(layout.student_of_pairs), teacher.of(layout.teacher_of_pairs))
             self.fourth.student.add(student, student)
             self.fourth.teacher.add(teacher, teacher)
@@ -149,13 +158,13 @@ class SideMoments:
     def pool(self, layout: SideLayout, all_reduce: AllReduce) -> None:
         """Make these the moments of all ranks' rows: the means first, then the moments about the common means."""
         student, teacher = self.student, self.teacher
-        own = [self.rows[None], *(self.rows * m.mean.double().flatten() for m in (student, teacher))]
+        own = [self.rows[None], *(self.rows * m.mean.flatten() for m in (student, teacher))]
         rows, *means = _split(all_reduce(torch.cat(own)), own)
         shifts = []
         for model, mean in zip((student, teacher), means, strict=True):
             common = (mean / rows.clamp(min=1)).view_as(model.mean)
-            shifts.append(model.mean.double() - common)
-            model.mean = common.to(model.mean)
+            shifts.append(model.mean - common)
+            model.mean = common
         if self.fourth is not None:
             self._move_fourth(layout, *shifts)
         extra = [(self.rows.sqrt() * shift).to(self.cross).unsqueeze(1) for shift in shifts]

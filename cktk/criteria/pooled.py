@@ -160,13 +160,13 @@ class PooledLoss(StatisticsLoss):
         if not torch.is_grad_enabled():
             return next(iter(student.hidden.values())).new_zeros((), dtype=torch.float32)
         rows = self._rows(layout, student, teacher, coefficients.means)
-        return self._attach(layout, student, rows, coefficients.solution, rows.student.mean.new_zeros(()))
+        return self._attach(layout, student, rows, coefficients.solution, rows.student.stack.new_zeros(()))
 
     def _attach(
         self, layout: SideLayout, student: ModelOutput, rows: SideRows, solution: Solution, value: Tensor
     ) -> Tensor:
         """``value``, in the dtype of ``rows``, with the solution's gradient in the student's states."""
-        value = value.to(rows.student.mean)
+        value = value.to(rows.student.stack)
         if not torch.is_grad_enabled():
             return value
         with torch.no_grad(), torch.autocast(value.device.type, enabled=False):

@@ -16,8 +16,8 @@ class RunningMoments(nn.Module):
     this side is not counted.
     """
 
-    student_mean: Tensor  # (L_s, d)
-    teacher_mean: Tensor  # (L_t, p)
+    student_mean: Tensor  # (L_s, d), float64
+    teacher_mean: Tensor  # (L_t, p), float64
     cross: Tensor  # (P, p, d)
     student: Tensor  # (L_s, d, d)
     teacher: Tensor  # (L_t, p, p)
@@ -27,8 +27,8 @@ class RunningMoments(nn.Module):
         super().__init__()
         (d, p), students, teachers = widths, len(layout.student_layers), len(layout.teacher_layers)
         self._beta = beta
-        self.register_buffer("student_mean", torch.zeros(students, d, dtype=dtype))
-        self.register_buffer("teacher_mean", torch.zeros(teachers, p, dtype=dtype))
+        self.register_buffer("student_mean", torch.zeros(students, d, dtype=torch.float64))
+        self.register_buffer("teacher_mean", torch.zeros(teachers, p, dtype=torch.float64))
         self.register_buffer("cross", torch.zeros(len(layout.pairs), p, d, dtype=dtype))
         self.register_buffer("student", torch.zeros(students, d, d, dtype=dtype))
         self.register_buffer("teacher", torch.zeros(teachers, p, p, dtype=dtype))
@@ -39,18 +39,18 @@ class RunningMoments(nn.Module):
         """Take in the moments of all rows of an update."""
         self.updates += now.rows > 0
         age = 1 - self._beta ** self.updates.double()
-        weight = torch.where(now.rows > 0, (1 - self._beta) / age, 0.0).to(self.cross)
+        weight = torch.where(now.rows > 0, (1 - self._beta) / age, 0.0)
         for mean, new in ((self.student_mean, now.student.mean), (self.teacher_mean, now.teacher.mean)):
-            mean.lerp_(new.to(mean), weight)
+            mean.lerp_(new.to(mean), weight.to(mean))
         rows = now.rows.clamp(min=1)
         sums = ((self.cross, now.cross), (self.student, now.student.second), (self.teacher, now.teacher.second))
         for average, new in sums:
-            average.lerp_((new / rows.to(new)).to(average), weight)
+            average.lerp_((new / rows.to(new)).to(average), weight.to(average))
 
     def moments(self, dtype: torch.dtype) -> SideMoments:
         """The averages as moments of one row, in ``dtype``."""
         student, teacher = (
-            ModelMoments(mean.to(dtype), second.to(dtype), mean.double().square().sum(-1))
+            ModelMoments(mean.double(), second.to(dtype), mean.double().square().sum(-1))
             for mean, second in ((self.student_mean, self.student), (self.teacher_mean, self.teacher))
         )
         one = torch.ones((), dtype=torch.float64, device=self.cross.device)

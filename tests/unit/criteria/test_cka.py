@@ -370,3 +370,22 @@ def test_statistics_are_let_go_once_solved_and_kept_for_averages() -> None:
         statistics = gathered(loss, [states({"encoder": 9, "decoder": 12})], alone)
         loss.coefficients(statistics)
         assert len(statistics) == left
+
+
+@pytest.mark.parametrize("scope", ["update", "summed", "micro"])
+def test_means_of_a_thousand_deviations_cost_no_digits(scope: str) -> None:
+    student, teacher = states({"encoder": 400, "decoder": 400}, dtype=torch.float32)
+    for output in (student, teacher):
+        for key, state in output.hidden.items():
+            output.hidden[key] = state + 3000 * torch.sin(torch.arange(state.shape[1]) + 1.0)
+    loss, leaves = cka(scope), with_gradients(student)
+    if scope == "micro":
+        loss.terms(leaves, teacher)[0].total.backward()
+    else:
+        loss.terms(leaves, teacher, loss.coefficients(gathered(loss, [(student, teacher)], alone)))[0].total.backward()
+    exact = with_gradients(ModelOutput({key: state.double() for key, state in student.hidden.items()}))
+    losses = [naive_cka(exact.hidden[p.side, p.student], teacher.hidden[p.side, p.teacher]) for p in PAIRS]
+    torch.stack(losses).sum().backward()
+    for key, state in leaves.hidden.items():
+        wanted = exact.hidden[key].grad
+        assert (state.grad - wanted).norm() <= 2e-6 * wanted.norm()
