@@ -88,9 +88,9 @@ class HeadSweep:
         hidden = None if self.soft is None else self.soft.hidden
         temperatures = (1.0,) if self.soft is None or (t == 1 and hidden is None) else (1.0, t)
         self.tiles, sums = self.head.fill(rows, self.buffer, self.scratch, temperatures, hidden)
-        self.log_sum = sums[0]
+        self.log_sum, log_sum = (parts.logsumexp(1, keepdim=True) for parts in (sums[0], sums[-1]))
         if self.soft is not None:
-            self.values[2, rows] = self.soft.begin(self.tiles, sums[-1], self.scratch)
+            self.values[2, rows] = self.soft.begin(self.tiles, log_sum, self.scratch)
             # Tiles become log probabilities at temperature 1 before they are tempered.
             self.shift = self.soft.log_sum - self.log_sum / t
 

@@ -44,10 +44,10 @@ class Logits:
         temperatures: tuple[float, ...],
         hidden: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Tiles (n, columns) of logits in ``buffer``; for each temperature t the (n, 1) log sums of exp(logits / t).
+        """Tiles (n, columns) of logits; for each temperature t their log sums (n, tiles) of exp(logits / t).
 
-        ``buffer`` has room for n rows, ``scratch`` for n rows of one tile. The last log sum leaves out the ids
-        ``hidden`` (n, k).
+        The logits are in ``buffer``, with room for n rows; ``scratch`` has room for n rows of one tile. The sums of the
+        last temperature leave out the ids ``hidden`` (n, k).
         """
         states = self.states[rows]
         tiles: list[Tensor] = []
@@ -58,7 +58,7 @@ class Logits:
                 leave_out = hidden if i == len(temperatures) - 1 else None
                 sums[i].append(log_sum(tile, t, part, scratch, leave_out))
             tiles.append(tile)
-        return tiles, [torch.cat(parts, 1).logsumexp(1, keepdim=True) for parts in sums]
+        return tiles, [torch.cat(parts, 1) for parts in sums]
 
     def multiply(self, states: Tensor, part: slice, tile: Tensor) -> Tensor:
         """The logits of ``states`` in the columns ``part``, written to ``tile``."""

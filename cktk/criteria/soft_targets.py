@@ -61,7 +61,8 @@ class WholeTarget(SoftTarget):
 
     def begin(self, tiles: list[Tensor], log_sum: Tensor, scratch: Tensor) -> Tensor:  # noqa: ARG002
         self.log_sum = log_sum
-        self.tiles, (self.normaliser,) = self.teacher.fill(self.rows, self.buffer, scratch, (self.temperature,))
+        self.tiles, (sums,) = self.teacher.fill(self.rows, self.buffer, scratch, (self.temperature,))
+        self.normaliser = sums.logsumexp(1, keepdim=True)
         if not self.one_sweep:
             self.factor = torch.zeros_like(log_sum)
         return log_sum.new_zeros(len(log_sum))

@@ -105,12 +105,8 @@ def _top_k(logits: Logits, rows: slice, k: int, temperature: float, scratch: lis
 
 def _draws(logits: Logits, rows: slice, uniform: Tensor, temperature: float, buffer: Tensor, scratch: Tensor) -> _Found:
     """The tokens at ``uniform`` (n, k) of the cumulative distribution: first the tile of each, then the place in it."""
-    tiles, (total,) = logits.fill(rows, buffer, scratch, (temperature,))
-    masses = [
-        log_sum(tile, temperature, part, scratch).sub_(total).double().exp_()
-        for tile, part in zip(tiles, logits.columns, strict=True)
-    ]
-    ends = torch.cat(masses, 1).cumsum(1)
+    tiles, (sums,) = logits.fill(rows, buffer, scratch, (temperature,))
+    ends = sums.double().softmax(1).cumsum(1)
     ends /= ends[:, -1:].clone()
     # The last index is out of range for NaN alone, whose log probabilities below are NaN too.
     chosen = torch.searchsorted(ends, uniform, right=True).clamp(max=len(tiles) - 1)
@@ -119,7 +115,8 @@ def _draws(logits: Logits, rows: slice, uniform: Tensor, temperature: float, buf
     within = (uniform - low) / (high - low)
     ids = torch.zeros_like(chosen)
     for i, (tile, part) in enumerate(zip(tiles, logits.columns, strict=True)):
-        weights = (tile - tile.amax(1, keepdim=True)).div_(temperature).double().exp_().cumsum_(1)
+        log_p = torch.div(tile, temperature, out=shaped(scratch, len(tile), part)).sub_(sums[:, i : i + 1])
+        weights = log_p.double().exp_().cumsum_(1)
         places = torch.searchsorted(weights, within * weights[:, -1:], right=True)
         ids = torch.where(chosen == i, part.start + places.clamp(max=tile.shape[1] - 1), ids)
-    return ids, gather(tiles, logits.columns, ids).div_(temperature).sub_(total)
+    return ids, gather(tiles, logits.columns, ids).div_(temperature).sub_(sums.logsumexp(1, keepdim=True))
