@@ -98,6 +98,9 @@ class Batch:
     ``inputs`` are the keyword arguments of the model's forward (``input_ids`` and ``attention_mask`` of shape (B, S),
     ``decoder_input_ids`` (B, T)); ``labels`` (B, T) holds `IGNORED` where nothing is scored; ``ids`` are the positions
     of the sentences in their split. A dummy batch keeps ranks in step and counts for nothing.
+
+    Encoder-only models have no decoder: for masked language models ``labels`` are of the source's positions, T = S, for
+    classifiers of the sentences (B,). What they score goes by the name of the decoder all the same.
     """
 
     inputs: dict[str, Tensor]
@@ -111,7 +114,7 @@ class Batch:
         return Batch(moved, self.labels.to(device, non_blocking=True), self.ids, self.dummy)
 
     def rows(self, side: Side) -> Tensor:
-        """Boolean mask (B, S) or (B, T) of the rows that count: attended source positions, scored target positions.
+        """Boolean mask (B, S) or as ``labels`` of the rows that count: attended source positions, what is scored.
 
         A dummy has none, so that all its states pack to zero rows and its losses and gradients are zero.
         """
