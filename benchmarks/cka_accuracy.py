@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,10 +16,10 @@ from torch import Tensor
 from benchmarks.report import Figure
 from cktk.criteria.base import AllReduce
 from cktk.criteria.cka import Cka, CkaOptions
-from cktk.protocols import LayerPair, ModelOutput
+from cktk.protocols import LayerPair, ModelOutput, Side
 
-_KEY = ("decoder", 1)
-_WIDTHS = {"decoder": (96, 256)}
+_KEY: tuple[Side, int] = ("decoder", 1)
+_WIDTHS: dict[Side, tuple[int, int]] = {"decoder": (96, 256)}
 _ROWS = 16_384
 #: Noise beside what teacher and student share: k from 0.95 down to 0.1, which noise alone has at so many rows.
 _NOISES = (0.12, 0.5, 1.5, 40.0)
@@ -53,18 +54,18 @@ def expected(student: Tensor, teacher: Tensor) -> tuple[float, Tensor]:
 
 def pooled(student: Tensor, teacher: Tensor, sizes: list[int], all_reduce: AllReduce) -> tuple[Tensor, Tensor]:
     """The loss and the gradient of the rows at hand, in micro-batches of ``sizes``."""
-    cka = Cka((LayerPair("decoder", 1, 1),), _WIDTHS, CkaOptions())  # type: ignore[dict-item]
+    cka = Cka((LayerPair("decoder", 1, 1),), _WIDTHS, CkaOptions())
     parts = [
-        (ModelOutput({_KEY: one.clone().requires_grad_()}), ModelOutput({_KEY: other}))  # type: ignore[dict-item]
-        for one, other in zip(student.split(sizes), teacher.split(sizes), strict=True)
+        (ModelOutput({_KEY: one.clone().requires_grad_()}), ModelOutput({_KEY: other}))
+        for one, other in zip(torch.split(student, sizes), torch.split(teacher, sizes), strict=True)
     ]
-    statistics = None
+    statistics: Any = None
     for part in parts:
         statistics = cka.statistics(*part, statistics)
     coefficients = cka.coefficients(cka.pool(statistics, all_reduce))
     for part in parts:
-        cka.terms(*part, coefficients)[0].total.backward()
-    gradients = [one.hidden[_KEY].grad for one, _ in parts]  # type: ignore[index]
+        torch.autograd.backward(cka.terms(*part, coefficients)[0].total)
+    gradients = [one.hidden[_KEY].grad for one, _ in parts]
     return cka.pooled_term(coefficients).total, torch.cat([g for g in gradients if g is not None])
 
 
@@ -91,8 +92,8 @@ def accuracy_figures() -> list[Figure]:
 
 
 def _error(k: float, wanted: Tensor, loss: Tensor, gradient: Tensor) -> float:
-    of_gradient = (gradient.double() - wanted).norm() / wanted.norm()
-    return max(abs(loss.item() / (1 - k) - 1), of_gradient.item())
+    of_gradient = (torch.linalg.vector_norm(gradient.double() - wanted) / torch.linalg.vector_norm(wanted)).item()
+    return max(abs(loss.item() / (1 - k) - 1), of_gradient)
 
 
 def _on_two_ranks(noise: float, dtype: str) -> tuple[Tensor, Tensor]:
@@ -115,7 +116,8 @@ def _work(folder: Path, noise: float, dtype: torch.dtype, rank: int) -> None:
 
     start = sum(_RANKS[0]) * rank
     mine = slice(start, start + sum(_RANKS[rank]))
-    loss, gradient = pooled(*(x[mine] for x in states(noise, dtype)), _RANKS[rank], all_reduce)
+    student, teacher = states(noise, dtype)
+    loss, gradient = pooled(student[mine], teacher[mine], _RANKS[rank], all_reduce)
     save_file({"loss": loss, "gradient": gradient}, folder / f"{rank}.safetensors")
     torch.distributed.destroy_process_group()
 

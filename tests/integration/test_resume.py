@@ -20,7 +20,7 @@ from tests.integration import toy
 KINDS = {
     "cka": ["--criterion", "cka_kd", "--update-freq", "2", "--save-interval-updates", "5"],
     "two processes": ["--criterion", "cka_kd", "--nproc-per-node", "2", "--save-interval-updates", "5"],
-    "running": ["--criterion", "cka_kd", "--cka-scope", "running", "--update-freq", "2", "--save-interval-updates", "5"],
+    "running": ["--criterion", "cka_kd", "--cka-scope", "running", "--save-interval-updates", "5"],
     "linear, two processes": ["--criterion", "linear_kd", "--nproc-per-node", "2", "--save-interval-updates", "5"],
     "linear": ["--criterion", "linear_kd", "--store-ema", "--ema-decay", "0.8", "--save-interval-updates", "3"],
 }
