@@ -83,7 +83,9 @@ def _check_sparse(targets: SparseTargets, rows: int, size: int, options: HeadLos
 def check_top_k(k: int, size: int) -> None:
     """`ConfigError` where a vocabulary of ``size`` has no ``k`` tokens."""
     if k > size:
-        raise ConfigError(f"--top-k {k} is more than the teacher's vocabulary of {size}; give a smaller number")
+        raise ConfigError(
+            f"{k} most probable tokens of a vocabulary of {size}: give a smaller --top-k (--teacher-top-k in training)"
+        )
 
 
 def _bounds(ids: Tensor) -> tuple[int, int]:

@@ -454,5 +454,5 @@ def test_targets_that_do_not_fit_are_refused(function) -> None:
         problem.loss(replace(BOTH, divergence="js"), SparseTargets(ids, log_probs, True, 1.0), function)
     with pytest.raises(DataError, match="12 rows for 13"):
         problem.loss(BOTH, SparseTargets(ids[1:], log_probs[1:], False, 1.0), function)
-    with pytest.raises(ConfigError, match="--top-k 44 .*43"):
+    with pytest.raises(ConfigError, match="44 .*43: .*--teacher-top-k"):
         problem.loss(replace(BOTH, top_k=44), function=function)
