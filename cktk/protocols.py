@@ -73,6 +73,7 @@ class Needs:
     """What a criterion wants to see; the engine captures this and nothing else."""
 
     pairs: tuple[LayerPair, ...] = ()
+    student_head: bool = True
     teacher_head: bool = False
     attention: tuple[AttentionPair, ...] = ()
 

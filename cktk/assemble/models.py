@@ -102,17 +102,22 @@ def make_models(settings: Settings, data: DataFolder, world: World, checkpoint: 
     return Models(family, student, recorded or teacher, load_tokenizer(data.tokenizer_path))
 
 
-def freeze(family: Family, student: PreTrainedModel, config: UpdateConfig) -> None:
-    """Exclude from training what ``config`` names.
+def freeze(family: Family, student: PreTrainedModel, config: UpdateConfig, *, head: bool = True) -> None:
+    """Exclude from training what ``config`` names, and without ``head`` what only the output head has.
 
     What the encoder shares with the decoder or the head goes on training, unless it is frozen as an embedding.
     """
     frozen: list[nn.Parameter] = []
+    if not head and (module := family.head(student)) is not None:
+        # DistributedDataParallel would wait for its gradients.
+        stacks = [family.stack(student, side) for side in family.shape(student.config).sides]
+        used = {id(parameter) for stack in stacks for parameter in stack.parameters()}
+        frozen += [parameter for parameter in module.parameters() if id(parameter) not in used]
     if config.freeze_embeddings:
         frozen += family.embeddings(student)
     if config.freeze_encoder:
         others = [family.stack(student, side) for side in family.shape(student.config).sides if side != "encoder"]
-        others += [head] if (head := family.head(student)) is not None else []
+        others += [module] if (module := family.head(student)) is not None else []
         shared = {id(parameter) for module in others for parameter in module.parameters()}
         frozen += [p for p in family.stack(student, "encoder").parameters() if id(p) not in shared]
     for parameter in frozen:
@@ -159,14 +164,18 @@ def _new_student(
 
 
 def _resumed(family: Family, student: PreTrainedModel, spec: StudentSpec, path: str | Path) -> PreTrainedModel:
-    """``student``, loaded from ``path``, with the dropout of ``spec``; its shape has to be that of ``spec``."""
+    """``student``, loaded from ``path``, with the dropout and the head of ``spec``; it has to have its shape."""
     _refuse_other_shape(family.shape(student.config), spec, path)
-    if spec.dropout is None:
+    if spec.dropout is None and spec.head is None:
         return student
     # Modules read the configuration's dropout when they are made.
-    rebuilt = family.student(student.config, StudentSpec(dropout=spec.dropout))
+    rebuilt = family.student(student.config, StudentSpec(dropout=spec.dropout, head=spec.head))
+    if type(rebuilt) is not type(student):
+        initialise(rebuilt, "checkpoint", checkpoint=student)
+        return rebuilt
     rebuilt.load_state_dict(student.state_dict())
-    rebuilt.generation_config = student.generation_config
+    if (generation := getattr(student, "generation_config", None)) is not None:
+        rebuilt.generation_config = generation
     return rebuilt
 
 

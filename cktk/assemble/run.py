@@ -91,13 +91,14 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
         models.teacher.check(settings, data, task, splits)
     if checkpoint is None:
         inherited = models.teacher if models.teacher is not None else models.student
-        models.family.set_generation(models.student, inherited.generation_config, task.target_template)
+        settings_of = getattr(inherited, "generation_config", None)  # encoders have none
+        models.family.set_generation(models.student, settings_of, task.target_template)
     source = task.iterator("train", settings.section(BatchingConfig), True, run.seed, world.rank, world.size)
     schedule = make_schedule(settings)
     step, teacher = make_step(settings, models, world)
     for line in (*models.describe(), *task.describe()):
         logger.info("%s", line)
-    freeze(models.family, models.student, updates)
+    freeze(models.family, models.student, updates, head=step.train_criterion.needs().student_head)
     updater = make_updater(settings, step, teacher, world)
     validator = _validator(settings, task, models, step, teacher, world)
     parts = Parts(
@@ -127,6 +128,9 @@ def _checkpoint(run: Path, config: CheckpointConfig) -> Checkpoint | None:
 def _task(settings: Settings, data: DataFolder, models: Models) -> Task:
     name, config = settings.component("task")
     make: TaskBuilder = TASKS.target(name)
+    for side in getattr(make, "sides", ()):
+        if side not in models.shape(models.student).sides:
+            raise ConfigError(f"--task {name} needs models with a {side}, which a {models.family.model_type} has not")
     return make(
         config,
         data,

@@ -137,8 +137,9 @@ class _Caching:
         if not (self._folder / TEACHER_FOLDER).exists():
             with atomic_folder(self._folder / TEACHER_FOLDER) as folder:
                 self._teacher.config.save_pretrained(folder)
-                if self._teacher.generation_config is not None:
-                    self._teacher.generation_config.save_pretrained(folder)
+                generation = getattr(self._teacher, "generation_config", None)
+                if generation is not None:
+                    generation.save_pretrained(folder)
 
     def _split_bytes(self, split: str) -> int:
         return self._key.bytes(len(self._data.split(split)), self._task.positions(split))

@@ -59,9 +59,10 @@ class Criterion(nn.Module):
         return self
 
     def needs(self) -> Needs:
-        """The layer pairs, and whether the teacher's head is looked at."""
+        """The layer pairs, and whether the heads are looked at."""
         return Needs(
             self.hidden.pairs if self.hidden else (),
+            student_head=self.options.ce_weight > 0 or self.options.kl_weight > 0,
             teacher_head=self.options.kl_weight > 0,
             attention=self.attention.attention if self.attention else (),
         )
@@ -106,19 +107,21 @@ class Criterion(nn.Module):
         student: ModelOutput,
         teacher: ModelOutput | None,
         labels: Tensor,
-        head: HeadParams,
+        head: HeadParams | None,
         teacher_head: HeadParams | None = None,
         coefficients: Any = None,
     ) -> list[Term]:
         """The terms of one micro-batch.
 
-        ``labels`` (N_decoder,) are those of the scored positions. Only where no gradient is wanted may what the
+        ``labels`` (N_decoder,) are those of the scored positions; ``head`` is None where `needs` asks for none. Only where no gradient is wanted may what the
         criterion needs be missing: without teacher, or without the coefficients of pooled statistics, those terms are
         left out.
         """
         if teacher is None and self._wants_teacher and torch.is_grad_enabled():
             raise ValueError("the criterion needs the teacher's states")
-        terms = [self._head_term(student, self._target(teacher, teacher_head), labels, head)]
+        terms = []
+        if head is not None:
+            terms.append(self._head_term(student, self._target(teacher, teacher_head), labels, head))
         if teacher is None:
             return terms
         if isinstance(self.hidden, StatisticsLoss):

@@ -38,7 +38,7 @@ class TrainCriterion(Protocol):
         student: ModelOutput,
         teacher: ModelOutput | None,
         labels: Tensor,
-        head: HeadParams,
+        head: HeadParams | None,
         teacher_head: HeadParams | None,
         coefficients: Any = None,
     ) -> list[Term]: ...
@@ -115,7 +115,8 @@ class Step(nn.Module):
         """See the class. ``factors`` are what a unit's sum is multiplied by: world size / global count."""
         criterion = self.train_criterion
         with self._autocast():
-            states = self._adapter(batch, self._needs.request("student", head=phase != "statistics"))
+            with_head = phase != "statistics" and self._needs.student_head
+            states = self._adapter(batch, self._needs.request("student", head=with_head))
         if phase == "statistics":
             found = criterion.statistics(states, _given(teacher), prior)
             return FirstPass(found, digest(states) if self.digests else None)
@@ -131,7 +132,8 @@ class Step(nn.Module):
             pooled = pooled if criterion.keeps_state else None
         with self._autocast():
             labels = batch.labels[batch.rows("decoder")]
-            terms = criterion(states, teacher, labels, self._adapter.head(), self._teacher_head, coefficients)
+            head = self._adapter.head() if with_head else None
+            terms = criterion(states, teacher, labels, head, self._teacher_head, coefficients)
         output = weigh(terms, factors or {})
         output.statistics, output.pooled, output.coefficients = statistics, pooled, coefficients
         if self.digests and criterion.collects == "before":

@@ -13,7 +13,10 @@ from cktk.protocols import Batch, Side, Template
 
 
 class Task(Protocol):
-    """Makes batches of a data folder's rows, and judges a model by what it does with them."""
+    """Makes batches of a data folder's rows, and judges a model by what it does with them.
+
+    A task that needs models with a decoder says so by an attribute ``sides``, e.g. ``("encoder", "decoder")``.
+    """
 
     @property
     def target_template(self) -> Template | None:

@@ -56,6 +56,8 @@ class TranslationTask:
     ``source_lang`` and ``target_lang`` are the direction in force.
     """
 
+    sides: tuple[Side, ...] = ("encoder", "decoder")
+
     def __init__(
         self,
         config: TranslationConfig,
