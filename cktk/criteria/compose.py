@@ -113,9 +113,9 @@ class Criterion(nn.Module):
     ) -> list[Term]:
         """The terms of one micro-batch.
 
-        ``labels`` (N_decoder,) are those of the scored positions; ``head`` is None where `needs` asks for none. Only where no gradient is wanted may what the
-        criterion needs be missing: without teacher, or without the coefficients of pooled statistics, those terms are
-        left out.
+        ``labels`` (N_decoder,) are those of the scored positions; ``head`` is None where `needs` asks for none. Only
+        where no gradient is wanted may what the criterion needs be missing: without teacher, or without the
+        coefficients of pooled statistics, those terms are left out.
         """
         if teacher is None and self._wants_teacher and torch.is_grad_enabled():
             raise ValueError("the criterion needs the teacher's states")
