@@ -114,3 +114,19 @@ def _naive_divergence(teacher, logits: Tensor, options: HeadLossOptions) -> Tens
     if options.top_k == p.shape[1]:
         return divergence(options.divergence, p, q, options.skew)
     return divergence(options.divergence, coarse(p, ids), coarse(q, ids), options.skew)
+
+
+def check(problem: Problem, options: HeadLossOptions, teacher="own", function=head_loss, *, rtol=1e-10) -> None:
+    """Total, parts and gradients are those of the naive reference."""
+    (total, parts), (expected, expected_parts) = (
+        problem.loss(options, teacher, function),
+        naive(problem, options, teacher),
+    )
+    torch.testing.assert_close(total, expected, rtol=rtol, atol=1e-10)
+    names = {"ce"} | ({"nll"} if options.label_smoothing else set()) | (set(expected_parts) - {"ce", "nll"})
+    assert set(parts) == names
+    for name, value in parts.items():
+        torch.testing.assert_close(value, expected_parts[name].detach(), rtol=rtol, atol=1e-10)
+        assert not value.requires_grad
+    for found, wanted in zip(problem.gradients(2.5 * total), problem.gradients(2.5 * expected), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=10 * rtol, atol=1e-11)
