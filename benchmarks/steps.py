@@ -150,7 +150,7 @@ def step_figures(quick: bool) -> list[Figure]:
     figures = []
     for vocabulary, target in ((250_027, 1.08), (8_000, 1.15)):
         case = StepCase(vocabulary, micro_batches=8, **(_QUICK if quick else {}))
-        seconds = step_seconds(case, rounds=1 if quick else 5)
+        seconds = step_seconds(case, rounds=1 if quick else 3)
         label = f"step V={vocabulary:,}, 8 x {case.sentences * case.length} tokens:"
         ratios: Mapping[str, tuple[str, str, float]] = {
             "exact update scope / micro": ("update", "micro", target),
