@@ -23,7 +23,8 @@ class CrossEntropyConfig:
         help="share of the target's probability that is spread evenly over the vocabulary",
     )
     head_loss: Literal["fused", "dense"] = option(
-        "fused", help="fused = logits in chunks that are never held in full; dense = the plain reference, for comparison"
+        "fused",
+        help="fused = logits in chunks that are never held in full; dense = the plain reference, for comparison",
     )
     logits_memory: int = option(
         192, minimum=1, metavar="MIB", help="MiB for the rows of logits that exist at one time, student's and teacher's"
