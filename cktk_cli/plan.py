@@ -47,7 +47,7 @@ def _as_json(plan: Any, config: PlanConfig) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "max_tokens": config.max_tokens,
         "threads": plan.threads,
-        "teacher": {"model": config.teacher, **_figures(plan.teacher, plan.teacher_cost, None)},
+        "teacher": {"model": config.teacher, **_figures(plan.teacher, plan.teacher_cost, None), "training_bytes": None},
         "students": [
             {"name": found.name, **_figures(found.size, found.cost, found.speed), "command": found.command}
             for found in plan.students
@@ -92,10 +92,11 @@ def _print_table(plan: Any, config: PlanConfig) -> None:
         if measured:
             known = figures["tokens_per_second"] is not None
             cells += [f"{figures['tokens_per_second']:,.0f}", f"{figures['latency_ms']:,.0f}"] if known else ["", ""]
-        cells += [f"{figures[key] / 2**20:,.0f} MiB" for key in ("weight_bytes", "training_bytes")]
+        sizes = [figures[key] for key in ("weight_bytes", "training_bytes")]
+        cells += ["" if size is None else f"{size / 2**20:,.0f} MiB" for size in sizes]
         table.add_row(name, layers, *cells)
 
-    row("teacher", _figures(plan.teacher, plan.teacher_cost, None))
+    row("teacher", {**_figures(plan.teacher, plan.teacher_cost, None), "training_bytes": None})
     for found in plan.students:
         row(found.name, _figures(found.size, found.cost, found.speed))
     Console(width=None if sys.stdout.isatty() else 140).print(table)
@@ -105,8 +106,8 @@ def _print_table(plan: Any, config: PlanConfig) -> None:
     )
     if measured:
         print(
-            f"measured with random weights on {plan.threads} threads, beam {config.beam}, {config.length} tokens in "
-            f"and out: tokens/s in batches of {config.batch_size}, a sentence alone"
+            f"measured with random weights, threads {plan.threads}, beam {config.beam}, {config.length} tokens in and "
+            f"out: tokens/s in batches of {config.batch_size}, a sentence alone"
         )
     elif plan.unmeasured and config.measure:
         print(f"not measured: {plan.unmeasured}")

@@ -148,6 +148,23 @@ def test_merges_of_several_ways(tmp_path: Path) -> None:
     assert small.tokenize("abcbc") == ["abc", "bc"]
 
 
+@pytest.mark.parametrize("kind", ["roberta", "template", "sequence"])
+def test_special_tokens_that_move(kind: str) -> None:
+    vocab = {token: index for index, token in enumerate(["a", "b", "c", "ab", "<unk>", "</s>", "<s>", "<pad>"])}
+    whole = Tokenizer(models.BPE(vocab, [("a", "b")], unk_token="<unk>"))
+    whole.add_special_tokens(["<unk>", "</s>", "<s>", "<pad>"])
+    template = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 6), ("</s>", 5)])
+    whole.post_processor = {
+        "roberta": processors.RobertaProcessing(("</s>", 5), ("<s>", 6)),
+        "template": template,
+        "sequence": processors.Sequence([processors.ByteLevel(), template]),
+    }[kind]
+    whole.enable_padding(pad_id=7, pad_token="<pad>", length=6)
+    cut = assert_splits_as_before(whole, ["a?"])
+    assert cut.encode("a?").tokens == ["<s>", "a", "<unk>", "</s>", "<pad>", "<pad>"]
+    assert cut.get_vocab().keys() == {"a", "<unk>", "</s>", "<s>", "<pad>"}
+
+
 @cache
 def wordpiece() -> Tokenizer:
     backend = Tokenizer(models.WordPiece(unk_token="<unk>"))
