@@ -70,29 +70,36 @@ def describe_matching(settings: Settings, models: Models, step: Step) -> Iterato
         words = "; ".join(f"{kind} {', '.join(found)}" for kind, found in pairs.items())
         yield f"attention matched (student layer <- teacher layer): {words}"
     waiting = max(settings.section(UpdateConfig).update_freq) - 1
-    config = settings.section(ModelsConfig)
     if models.teacher is not None and step.train_criterion.collects == "before" and waiting:
-        if config.teacher_states == "recompute":
-            yield "the teacher runs twice over all but one micro-batch of an update (--teacher-states recompute)"
-        else:
-            size = waiting * _state_bytes(settings, models.shape(models.teacher), models.max_positions, needs) / 2**30
-            yield (
-                f"teacher states kept between the two passes of an update: at most {size:.2f} GiB a process in "
-                f"{'main memory' if config.teacher_states == 'host' else 'the memory of the device'} "
-                "(--teacher-states host or recompute, --teacher-states-dtype bfloat16)"
-            )
+        yield _waiting_states(settings, models, needs, waiting)
 
 
-def _state_bytes(settings: Settings, teacher: ModelShape, positions: int | None, needs: Needs) -> int:
+def _waiting_states(settings: Settings, models: Models, needs: Needs, micro_batches: int) -> str:
+    """Where the teacher's states of ``micro_batches`` wait for the second pass, and how much memory they take."""
+    config, recorded = settings.section(ModelsConfig), isinstance(models.teacher, RecordedTeacher)
+    if config.teacher_states == "recompute":
+        words = "the teacher's states are read twice" if recorded else "the teacher runs twice"
+        return f"{words} for all but one micro-batch of an update (--teacher-states recompute)"
+    size = micro_batches * _state_bytes(settings, models, needs) / 2**30
+    place = "main memory" if config.teacher_states == "host" else "the memory of the device"
+    flags = "--teacher-states host or recompute" + ("" if recorded else ", --teacher-states-dtype bfloat16")
+    words = f"teacher states kept between the two passes of an update: at most {size:.2f} GiB a process in {place}"
+    return f"{words} ({flags})"
+
+
+def _state_bytes(settings: Settings, models: Models, needs: Needs) -> int:
     """The most that the teacher's states of one micro-batch take."""
-    batching = settings.section(BatchingConfig)
-    tokens = batching.token_budget or (batching.batch_size or 1) * (positions or 512)
+    assert models.teacher is not None
+    batching, teacher = settings.section(BatchingConfig), models.shape(models.teacher)
+    tokens = batching.token_budget or (batching.batch_size or 1) * (models.max_positions or 512)
     request = needs.request("teacher", head=needs.teacher_head)
     states = sum(map(len, request.hidden.values()))
-    top = teacher.sides["decoder"].layers if "decoder" in teacher.sides else None
-    states += request.head and top not in request.hidden.get("decoder", ())
-    width = 4 if settings.section(ModelsConfig).teacher_states_dtype in ("auto", "float32") else 2
-    return tokens * states * teacher.width * width
+    dtype = settings.section(ModelsConfig).teacher_states_dtype
+    if isinstance(models.teacher, RecordedTeacher):
+        dtype = models.teacher.cache.key.states_dtype
+    elif "decoder" in teacher.sides:  # what enters the head, unless it is matched as well
+        states += request.head and teacher.sides["decoder"].layers not in request.hidden.get("decoder", ())
+    return tokens * states * teacher.width * (4 if dtype in ("auto", "float32") else 2)
 
 
 def make_schedule(settings: Settings) -> Callable[[int], float]:
