@@ -27,7 +27,7 @@ class CrossEntropyConfig:
         help="fused = logits in chunks that are never held in full; dense = the plain reference, for comparison",
     )
     logits_memory: int = option(
-        192, minimum=1, metavar="MIB", help="MiB for the rows of logits that exist at one time, student's and teacher's"
+        256, minimum=1, metavar="MIB", help="MiB for the rows of logits that exist at one time, student's and teacher's"
     )
 
 

@@ -29,7 +29,7 @@ class HeadLossOptions:
     kl_weight: float = 0.0
     temperature: float = 1.0
     label_smoothing: float = 0.0
-    memory: int = 192 << 20
+    memory: int = 256 << 20
     divergence: Divergence = "forward_kl"
     skew: float = 0.1
     top_k: int = 0

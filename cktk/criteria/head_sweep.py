@@ -16,6 +16,9 @@ from cktk.protocols import SparseTargets
 #: Chunks have a multiple of this many rows where the budget allows: products of even sizes are faster.
 _ROWS = 32
 
+#: Most rows of a chunk on a CPU: more make the products no faster, and tiles too large for its caches.
+_CPU_ROWS = 192
+
 
 class HeadSweep:
     """Losses per row and gradients, chunk by chunk of rows. The gradients stand for (hidden, weight, bias)."""
@@ -54,6 +57,8 @@ class HeadSweep:
         bytes_per_row = (buffers * self.head.size + self.head.width) * self.values.element_size()
         most = max(1, self.options.memory // bytes_per_row)
         most = most // _ROWS * _ROWS or most
+        if self.labels.device.type == "cpu":
+            most = min(most, _CPU_ROWS)
         return math.ceil(len(self.labels) / max(1, math.ceil(len(self.labels) / most)))
 
     def chunks(self) -> Iterator[slice]:

@@ -190,7 +190,7 @@ def test_no_bias(divergence: str) -> None:
     check(problem, replace(BOTH, divergence=divergence))
 
 
-@pytest.mark.parametrize("memory", [1, 10 * ROW, 70 * ROW])
+@pytest.mark.parametrize("memory", [1, 10 * ROW, 70 * ROW, 1000 * ROW])
 def test_logits_fit_the_budget(memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[int] = []
     rows_of = head_sweep.HeadSweep._rows_of
@@ -201,8 +201,9 @@ def test_logits_fit_the_budget(memory: int, monkeypatch: pytest.MonkeyPatch) -> 
         return buffer
 
     monkeypatch.setattr(head_sweep.HeadSweep, "_rows_of", count)
-    check(Problem(rows=150), replace(BOTH, memory=memory))
-    assert len(held) == 3 and sum(held) == min(memory // ROW or 1, 50) * ROW  # 150 rows in three even chunks
+    check(Problem(rows=300), replace(BOTH, memory=memory))
+    rows = {1: 1, 10 * ROW: 10, 70 * ROW: 60, 1000 * ROW: 150}[memory]  # even chunks of at most 64 and 192 rows
+    assert len(held) == 3 and sum(held) == rows * ROW
 
 
 def test_second_backward_is_refused() -> None:
