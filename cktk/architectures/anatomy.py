@@ -1,0 +1,143 @@
+"""How the parts of an encoder-decoder hang together: which norm feeds which linear, and what lies between linears.
+
+Names are those of modules in the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from cktk.errors import ConfigError
+from cktk.protocols import Side
+
+_SIDES: tuple[Side, Side] = ("encoder", "decoder")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Attention or a feed-forward layer of one side, with a space of heads or of neurons between its linears.
+
+    ``inputs`` are the linears into that space, each with the norm whose output it reads; ``output`` leads back into the
+    residual stream. ``heads`` is None for neurons. ``bias`` is the parameter with a column a head, if there is one;
+    blocks that share it need the same heads.
+    """
+
+    side: Side
+    inputs: dict[str, str]
+    output: str
+    heads: int | None = None
+    bias: str | None = None
+
+
+@dataclass
+class Anatomy:
+    """The parts of a model that know its width; ``norms`` gives the side of each.
+
+    What a norm in ``kept`` gives goes on as residual stream, or to a head that is tied to the embedding; what others
+    give is read by linears alone. ``head_norm`` feeds the head. Embeddings that are tied stand in ``tokens`` several
+    times.
+    """
+
+    centred: bool  # norms subtract the mean, and have a bias
+    tokens: tuple[str, ...]
+    positions: tuple[str, ...] = ()
+    norms: dict[str, Side] = field(default_factory=dict)
+    kept: set[str] = field(default_factory=set)
+    blocks: list[Block] = field(default_factory=list)
+    head_norm: str = ""
+
+    def add_norm(self, name: str, side: Side, *, kept: bool) -> None:
+        self.norms[name] = side
+        if kept:
+            self.kept.add(name)
+
+
+def anatomy_of(model: PreTrainedModel) -> Anatomy:
+    """The anatomy of a BART, mBART, T5 or mT5 model; raises `ConfigError` for others."""
+    kind = model.config.model_type
+    if kind not in _KINDS:
+        raise ConfigError(f"--init pca knows models of type {', '.join(_KINDS)}, not {kind}: use --init truncate")
+    return _KINDS[kind](model)
+
+
+def _bart(model: Any, *, normalise_first: bool) -> Anatomy:
+    found = Anatomy(
+        centred=True,
+        tokens=("model.shared", *(f"model.{side}.embed_tokens" for side in _SIDES)),
+        positions=tuple(f"model.{side}.embed_positions" for side in _SIDES),
+    )
+    memory = ""
+    for side in _SIDES:
+        stack = f"model.{side}"
+        source = f"{stack}.layernorm_embedding"
+        found.add_norm(source, side, kept=True)
+        for number in range(len(model.get_submodule(stack).layers)):
+            for block, norm in _bart_blocks(f"{stack}.layers.{number}", side):
+                found.add_norm(norm, side, kept=not normalise_first)
+                read = norm if normalise_first else source
+                found.blocks.append(_bart_block(model, block, side, read, memory))
+                source = norm
+        if normalise_first:
+            source = f"{stack}.layer_norm"
+            found.add_norm(source, side, kept=side == "decoder" and _tied(model))
+        memory = found.head_norm = source
+    return found
+
+
+def _bart_blocks(layer: str, side: Side) -> Iterator[tuple[str, str]]:
+    """Blocks in order, each with its norm; that of the neurons has the name of the layer."""
+    yield f"{layer}.self_attn", f"{layer}.self_attn_layer_norm"
+    if side == "decoder":
+        yield f"{layer}.encoder_attn", f"{layer}.encoder_attn_layer_norm"
+    yield layer, f"{layer}.final_layer_norm"
+
+
+def _bart_block(model: Any, block: str, side: Side, read: str, memory: str) -> Block:
+    if not block.endswith("attn"):
+        return Block(side, {f"{block}.fc1": read}, f"{block}.fc2")
+    others = memory if block.endswith("encoder_attn") else read
+    inputs = {f"{block}.q_proj": read, f"{block}.k_proj": others, f"{block}.v_proj": others}
+    return Block(side, inputs, f"{block}.out_proj", getattr(model.config, f"{side}_attention_heads"))
+
+
+def _t5(model: Any) -> Anatomy:
+    found = Anatomy(centred=False, tokens=("shared", *(f"{side}.embed_tokens" for side in _SIDES)))
+    for side in _SIDES:
+        for number, layer in enumerate(model.get_submodule(side).block):
+            for part in range(len(layer.layer)):
+                name = f"{side}.block.{number}.layer.{part}"
+                found.add_norm(f"{name}.layer_norm", side, kept=False)
+                found.blocks.append(_t5_block(model, name, side))
+        found.head_norm = f"{side}.final_layer_norm"
+        found.add_norm(found.head_norm, side, kept=side == "decoder" and _tied(model))
+    return found
+
+
+def _t5_block(model: Any, name: str, side: Side) -> Block:
+    children = dict(model.get_submodule(name).named_children())
+    read, heads = f"{name}.layer_norm", model.config.num_heads
+    if "DenseReluDense" in children:
+        linears = [linear for linear, _ in children["DenseReluDense"].named_children() if linear.startswith("wi")]
+        return Block(side, {f"{name}.DenseReluDense.{x}": read for x in linears}, f"{name}.DenseReluDense.wo")
+    if "EncDecAttention" in children:
+        block, others, bias = f"{name}.EncDecAttention", "encoder.final_layer_norm", None
+    else:
+        block, others = f"{name}.SelfAttention", read
+        bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    return Block(side, {f"{block}.q": read, f"{block}.k": others, f"{block}.v": others}, f"{block}.o", heads, bias)
+
+
+def _tied(model: Any) -> bool:
+    return bool(model.get_output_embeddings().weight is model.get_input_embeddings().weight)
+
+
+_KINDS: dict[str, Callable[[Any], Anatomy]] = {
+    "bart": lambda model: _bart(model, normalise_first=False),
+    "mbart": lambda model: _bart(model, normalise_first=True),
+    "t5": _t5,
+    "mt5": _t5,
+}
