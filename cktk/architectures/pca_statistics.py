@@ -76,14 +76,14 @@ class _Means:
 
 def stream_moments(model: PreTrainedModel, anatomy: Anatomy, batches: Iterable[Batch]) -> StreamMoments:
     """Run ``model`` over ``batches`` and look at the inputs of all norms, and at the outputs of those that are kept."""
-    stream = {name: _Means() for name in anatomy.norms}
+    stream = {side: _Means() for side in anatomy.norms.values()}
     inner = {block.output: _Means() for block in anatomy.blocks}
 
     def see_norm(name: str, given: Tensor, gave: Tensor) -> None:
         norm = model.get_submodule(name)
-        for rows in (given, gave) if name in anatomy.kept else (given,):
-            unit = normalised(rows, norm, False)
-            stream[name].add(len(rows), second=unit.T @ unit)
+        states = torch.cat([given, gave]) if name in anatomy.kept else given
+        unit = normalised(states, norm, False)
+        stream[anatomy.norms[name]].add(len(given), second=unit.T @ unit * (len(given) / max(1, len(states))))
 
     def see_linear(name: str, given: Tensor, _: Tensor) -> None:
         inner[name].add(len(given), energy=given.square().sum(0), mean=given.sum(0))
@@ -91,8 +91,9 @@ def stream_moments(model: PreTrainedModel, anatomy: Anatomy, batches: Iterable[B
     hooks: dict[str, tuple[Side, _Hook]] = {name: (side, see_norm) for name, side in anatomy.norms.items()}
     hooks |= {block.output: (block.side, see_linear) for block in anatomy.blocks}
     _run(model, batches, hooks)
+    norms = list(anatomy.norms.values())
     return StreamMoments(
-        torch.stack([found["second"] for found in stream.values()]).mean(0),
+        torch.stack([found["second"] * norms.count(side) / len(norms) for side, found in stream.items()]).sum(0),
         {name: found["energy"] for name, found in inner.items()},
         {name: found["mean"] for name, found in inner.items()},
         min(found.rows for found in inner.values()),

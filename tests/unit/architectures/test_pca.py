@@ -18,9 +18,11 @@ from transformers import (
     PreTrainedModel,
 )
 
+from cktk.architectures.anatomy import anatomy_of
 from cktk.architectures.family import family_of
 from cktk.architectures.initialise import initialise
 from cktk.architectures.pca import pca_initialise, principal_basis
+from cktk.architectures.pca_statistics import stream_moments
 from cktk.architectures.spec import StudentSpec
 from cktk.errors import ConfigError
 from cktk.protocols import IGNORED, Batch
@@ -486,3 +488,24 @@ def test_what_does_not_work_is_told_before_anything_changes() -> None:
         with pytest.raises(ConfigError, match=message):
             initialise(student, "pca", teacher=teacher, batches=batches)
         assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
+
+
+def test_moments_of_the_stream() -> None:
+    """Every norm counts alike; the inputs of all, and of those that are kept the outputs for another half."""
+    for kind in ("mbart", "t5"):
+        teacher: Any = teacher_of(kind)
+        anatomy = anatomy_of(teacher)
+        expected = torch.zeros(24, 24, dtype=torch.float64)
+        for name, side in anatomy.norms.items():
+            parts = watched(teacher, name, side)[: 2 if name in anatomy.kept else 1]
+            for states in parts:
+                unit = states / states.square().mean(1, keepdim=True).sqrt()
+                expected += unit.T @ unit / len(unit) / len(parts) / len(anatomy.norms)
+        found = stream_moments(teacher, anatomy, BATCHES)
+        torch.testing.assert_close(found.second, expected, rtol=1e-3, atol=1e-4)
+        assert found.rows == min(
+            int(sum(batch.rows(side).sum() for batch in BATCHES)) for side in ("encoder", "decoder")
+        )
+        assert len(anatomy.norms) == (2 + 2 * 2 + 4 * 3 + 2 if kind == "mbart" else 2 * 2 + 4 * 3 + 2)
+        kept = {"mbart": {"model.encoder.layernorm_embedding", "model.decoder.layernorm_embedding"}, "t5": set()}[kind]
+        assert anatomy.kept == {*kept, anatomy.head_norm}
