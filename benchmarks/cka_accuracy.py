@@ -92,7 +92,9 @@ def accuracy_figures() -> list[Figure]:
 
 
 def _error(k: float, wanted: Tensor, loss: Tensor, gradient: Tensor) -> float:
-    of_gradient: float = (torch.linalg.vector_norm(gradient.double() - wanted) / torch.linalg.vector_norm(wanted)).item()
+    of_gradient: float = (
+        torch.linalg.vector_norm(gradient.double() - wanted) / torch.linalg.vector_norm(wanted)
+    ).item()
     return max(abs(loss.item() / (1 - k) - 1), of_gradient)
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class HeadProblem:
         if self.variant == "top_k":
             options = HeadLossOptions(kl_weight=1.0, memory=_MEMORY, top_k=64)
         else:
-            options = HeadLossOptions(kl_weight=1.0, memory=_MEMORY, divergence=self.variant)
+            options = HeadLossOptions(kl_weight=1.0, memory=_MEMORY, divergence=cast(Divergence, self.variant))
         return head_loss(self.hidden, self.labels, head, teacher, options)[0]
 
 
@@ -98,11 +98,11 @@ def measure(case: HeadCase) -> dict[str, float]:
     """Seconds and peak bytes beyond dW of one loss with backward, after a small warm-up."""
     if case.variant == "tied":
         return measure_tied(case)
-    HeadProblem(HeadCase(case.variant, rows=8, vocabulary=512)).loss().backward()
+    torch.autograd.backward(HeadProblem(HeadCase(case.variant, rows=8, vocabulary=512)).loss())
     problem = HeadProblem(case)
     before = reset_peak()
     start = time.perf_counter()
-    problem.loss().backward()
+    torch.autograd.backward(problem.loss())
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "bytes": peak() - before - case.weight_bytes}
 
@@ -129,7 +129,7 @@ def measure_tied(case: HeadCase) -> dict[str, float]:
     before = reset_peak()
     start = time.perf_counter()
     problem.hidden = model.model(input_ids=ids, decoder_input_ids=ids).last_hidden_state.flatten(0, 1)
-    problem.loss().backward()
+    torch.autograd.backward(problem.loss())
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "bytes": peak() - before - case.weight_bytes}
 
@@ -137,8 +137,9 @@ def measure_tied(case: HeadCase) -> dict[str, float]:
 def in_process(case: HeadCase) -> dict[str, float]:
     """`measure` in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.head_loss", "--measure", json.dumps(asdict(case))]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
-    return json.loads(answer)
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    answer: dict[str, float] = json.loads(result.stdout)
+    return answer
 
 
 def head_figures(quick: bool) -> list[Figure]:

@@ -151,12 +151,14 @@ def shard_fingerprint(data: DataFolder, entry: Mapping[str, Any]) -> str:
 
 
 def finished_cache_shard(folder: Path, name: str, key: CacheKey, data: str) -> dict[str, Any] | None:
-    """The entry of shard ``name`` if it was written completely, with ``key`` and of the data ``data``; else None."""
+    """The entry of shard ``name`` if it is whole, with ``key`` and of the data ``data``; else None. Reads all of it."""
     try:
         entry: dict[str, Any] = read_json(folder / f"{name}.json")
         if entry["key"] != key.digest() or entry["data"] != data:
             return None
         check_sizes(folder, entry)
+        if any(sha256_file(folder / file) != facts["sha256"] for file, facts in entry["files"].items()):
+            return None
     except (DataError, KeyError, TypeError, AttributeError):
         return None
     return entry

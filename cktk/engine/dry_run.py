@@ -33,7 +33,7 @@ def dry_run(parts: Parts, matching: Sequence[str]) -> None:
     for lines in matching:
         console.print(f"{lines}\n", highlight=False)
     console.print(_memory_table(parts, states, batches[0]))
-    terms = " ".join(f"{name} {value:.4g}" for name, value in result.values.items() if "/" not in name)
+    terms = " ".join(f"{name} {value:.4g}" for name, value in result.values.items() if "<-" not in name)
     console.print(f"one micro-batch in {seconds:.2f} s: {terms}", highlight=False)
 
 

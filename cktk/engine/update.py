@@ -89,7 +89,10 @@ class Updater:
         values = totals.averages(counts, self.world.all_reduce)
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad and not self.scaler.is_enabled():
-            raise CktkError(f"{self._not_finite(bad, update, batches)}; lower --lr or raise --warmup-updates")
+            mend = "lower --lr or raise --warmup-updates"
+            if self.teacher is not None:
+                mend += ", and see whether the teacher's weights are finite"
+            raise CktkError(f"{self._not_finite(bad, update, batches)}; {mend}")
         grad_norm = math.nan if bad else self._optimizer_step(update, lr)
         self.optimizer.zero_grad(set_to_none=True)
         skipped = not math.isfinite(grad_norm)

@@ -114,7 +114,10 @@ def test_the_layer_map_is_shown(data: Path, teacher: Path, tmp_path: Path, capsy
         (["--criterion", "attention_kd", "--attention-match", "vlaues"], "did you mean values"),
         (["--criterion", "attention_kd", "--attention-match", ""], "--attention-match: needs at least one value"),
         (["--criterion", "attention_kd", "--relation-heads", "5"], "--relation-heads 5 does not divide"),
-        (["--criterion", "kl_kd", "--teacher-top-k", "100000"], "100000 is more than the teacher's vocabulary of"),
+        (
+            ["--criterion", "kl_kd", "--teacher-top-k", "100000"],
+            "100000 most probable tokens of a vocabulary of 340: give a smaller --top-k (--teacher-top-k in training)",
+        ),
         (["--preset", "paper", "--cka-form", "debiased"], "--cka-form debiased has no --cka-scope summed"),
         (["--preset", "papers"], "--preset: unknown name 'papers'; did you mean paper"),
         (["--criterion", "cka_kd", "--cka-form", "root"], "--cka-form: unknown name 'root'"),

@@ -105,7 +105,7 @@ def test_a_value_may_begin_with_a_dash(tmp_path: Path) -> None:
 
 
 def test_what_may_change_on_resume_is_marked() -> None:
-    assert command().parse(["bin"]).free_on_resume() == {"num_workers"}
+    assert command().parse(["bin"]).free_on_resume() == {"num_workers", "preset"}
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,10 @@ def test_a_finished_shard_is_known_by_key_and_data(tmp_path):
     fingerprint = shard_fingerprint(data, data.entries("train")[1])
     assert finished_cache_shard(cache.path, "train-00001", KEY, fingerprint) == cache.entries()[1]
     assert finished_cache_shard(cache.path, "train-00002", KEY, fingerprint) is None
+    content = bytearray((cache.path / "train-00001.logp").read_bytes())
+    content[len(content) // 2] ^= 4
+    (cache.path / "train-00001.logp").write_bytes(content)
+    assert finished_cache_shard(cache.path, "train-00001", KEY, fingerprint) is None, "to be made again"
     assert finished_cache_shard(cache.path, "train-00001", replace(KEY, k=3), fingerprint) is None
     assert finished_cache_shard(cache.path, "train-00001", KEY, "0" * 64) is None
     (cache.path / "train-00001.logp").unlink()
