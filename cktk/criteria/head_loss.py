@@ -1,9 +1,10 @@
 """Cross entropy and a divergence from hidden states and head weights, without ever holding the logits in full.
 
-Rows are taken in chunks whose logits (student's and teacher's) fit a byte budget, and each chunk in tiles of columns
-that stay in the processor's cache: a first sweep over the tiles makes logits and their normalisers, a second one the
-losses and, while a tile is at hand, its share of the gradients. These are made in forward and only scaled in backward.
-A divergence whose gradient needs a sum over the vocabulary takes a third sweep for it; forward KL does not.
+Rows are taken in chunks whose logits (student's and teacher's) fit a byte budget. Matrix products take a chunk in one
+piece, all else goes tile by tile of columns that stay in the processor's cache: a first sweep over the tiles makes the
+normalisers, a second one the losses and, in the place of the logits, their gradient. A divergence whose gradient needs
+a sum over the vocabulary takes a third sweep; forward KL does not. Gradients of states and weight are made in forward
+and only scaled in backward.
 """
 
 from __future__ import annotations

@@ -84,6 +84,8 @@ class HeadSweep:
         if differentiate and not one_sweep:
             for i in range(len(self.tiles)):
                 self._differentiate(rows, i, self._tempered(i))
+        if differentiate:
+            self._propagate(rows)
 
     def _fill(self, rows: slice) -> None:
         """The chunk's logits and their log sums; the soft target's as well."""
@@ -118,41 +120,43 @@ class HeadSweep:
         if self.soft is None or (t == 1 and self.soft.hidden is None):
             return log_p
         part = self.head.columns[i]
-        tempered = torch.div(log_p, t, out=shaped(self.scratch, len(log_p), part)).sub_(self.shift)
+        tempered = torch.div(log_p, t, out=shaped(self.scratch, *log_p.shape)).sub_(self.shift)
         return tempered if self.soft.hidden is None else hide(tempered, self.soft.hidden, part)
 
     def _differentiate(self, rows: slice, i: int, log_q: Tensor) -> None:
-        gradient = self._logit_gradient(rows, i, log_q)
-        of_hidden, of_weight, of_bias = self.gradients
-        columns = self.head.columns[i]
-        states, weight = self.head.states[rows], self.head.weight[columns]
-        # Probabilities over a large vocabulary are below what float16 resolves; bfloat16 has the range.
-        dtype = torch.float32 if states.dtype == torch.float16 else states.dtype
-        if of_bias is not None:
-            of_bias[columns] += gradient.sum(0)
-        gradient = gradient.to(dtype)
-        if of_hidden is not None:
-            _add_product(of_hidden[rows], gradient, weight.to(dtype), self.head.scale)
-        if of_weight is not None:
-            _add_product(of_weight[columns], gradient.T, states.to(dtype), self.head.scale)
-
-    def _logit_gradient(self, rows: slice, i: int, log_q: Tensor) -> Tensor:
-        """The loss's gradient in tile i of logits, made in the tile's place."""
-        log_p, soft = self.tiles[i], self.soft
+        """Puts the loss's gradient in tile i of logits in the tile's place."""
+        log_p, soft, columns = self.tiles[i], self.soft, self.head.columns[i]
         ce, kl = self.options.ce_weight, self.options.kl_weight * self.options.temperature
-        if soft is None:
-            gradient = log_p.exp_().mul_(ce)
-        elif log_q is log_p:
-            gradient = log_p.exp_().mul_(ce + kl * soft.factor)
-        else:
-            gradient = log_p.exp_().mul_(ce).add_(log_q.exp_().mul_(kl * soft.factor))
+        gradient = log_p.exp_()
+        if log_q is not log_p and soft is not None:
+            gradient.mul_(ce).add_(log_q.exp_().mul_(kl * soft.factor))
+        elif soft is not None:
+            gradient.mul_(ce + kl * soft.factor)
+        elif ce != 1:
+            gradient.mul_(ce)
         if soft is not None:
             soft.subtract(gradient, i, kl)
         smoothing = self.options.label_smoothing
         if smoothing > 0:
             gradient.sub_(ce * smoothing / self.head.size)
-        place, here = locate(self.labels[rows, None], self.head.columns[i])
-        return gradient.scatter_add_(1, place, here.to(gradient) * (-ce * (1 - smoothing)))
+        place, here = locate(self.labels[rows, None], columns)
+        gradient.scatter_add_(1, place, here.to(gradient) * (-ce * (1 - smoothing)))
+        if self.gradients[2] is not None:
+            self.gradients[2][columns] += gradient.sum(0)
+
+    def _propagate(self, rows: slice) -> None:
+        """Takes the gradient of the chunk's logits on to states and weight."""
+        of_hidden, of_weight, _ = self.gradients
+        states = self.head.states[rows]
+        gradients = shaped(self.buffer, len(states), self.head.size)
+        # Probabilities over a large vocabulary are below what float16 resolves; bfloat16 has the range.
+        dtype = torch.float32 if states.dtype == torch.float16 else states.dtype
+        for part in self.head.blocks(gradients.dtype):
+            gradient = gradients[:, part].to(dtype)
+            if of_hidden is not None:
+                _add_product(of_hidden[rows], gradient, self.head.weight[part].to(dtype), self.head.scale)
+            if of_weight is not None:
+                _add_product(of_weight[part], gradient.T, states.to(dtype), self.head.scale)
 
 
 def _add_product(out: Tensor, first: Tensor, second: Tensor, scale: float) -> None:

@@ -1,4 +1,4 @@
-"""Logits of a head, made tile by tile: pieces of a few rows that stay in a processor's cache."""
+"""Logits of a head for some rows, in tiles of columns that stay in a processor's cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cktk.criteria.base import working_dtype
 from cktk.protocols import HeadParams
 
 #: Columns of logits handled at one time. On a CPU small enough for its caches; elsewhere fewer launches count for more.
-_CPU_TILE, _DEVICE_TILE = 8192, 65536
+_CPU_TILE, _DEVICE_TILE = 4096, 65536
 
 
 def product_dtype(device: str) -> torch.dtype | None:
@@ -18,7 +18,7 @@ def product_dtype(device: str) -> torch.dtype | None:
 
 
 class Logits:
-    """One model's rows and head, in the dtype of its matrix products; makes tiles of logits in the working dtype.
+    """One model's rows and head, in the dtype of its matrix products; makes logits in the working dtype.
 
     The working dtype is float32, or float64 for float64 states. ``columns`` are the tiles' slices of the vocabulary.
     """
@@ -30,7 +30,8 @@ class Logits:
             dtype = autocast
         self.states = states.detach().to(dtype)
         self.weight = head.weight.detach().to(dtype)
-        self.bias = None if head.bias is None else head.bias.detach().to(self.working)
+        # The bias of most heads is a buffer of zeros.
+        self.bias = None if head.bias is None or not head.bias.any() else head.bias.detach().to(self.working)
         self.scale = head.scale
         self.size = len(self.weight)
         self.width = min(_CPU_TILE if states.device.type == "cpu" else _DEVICE_TILE, self.size)
@@ -50,22 +51,31 @@ class Logits:
         last temperature leave out the ids ``hidden`` (n, k).
         """
         states = self.states[rows]
+        logits = shaped(buffer, len(states), self.size)
         tiles: list[Tensor] = []
         sums: list[list[Tensor]] = [[] for _ in temperatures]
+        for part in self.blocks(buffer.dtype):
+            self.multiply(states, part, logits[:, part])
         for part in self.columns:
-            tile = self.multiply(states, part, shaped(buffer, len(states), part, part.start))
+            tile = self.finish(part, logits[:, part])
             for i, t in enumerate(temperatures):
                 leave_out = hidden if i == len(temperatures) - 1 else None
                 sums[i].append(log_sum(tile, t, part, scratch, leave_out))
             tiles.append(tile)
         return tiles, [torch.cat(parts, 1) for parts in sums]
 
+    def blocks(self, dtype: torch.dtype) -> list[slice]:
+        """Columns of one matrix product: all, which is fastest; tiles where ``dtype`` asks for a converted copy."""
+        return [slice(0, self.size)] if self.states.dtype == dtype else self.columns
+
     def multiply(self, states: Tensor, part: slice, tile: Tensor) -> Tensor:
-        """The logits of ``states`` in the columns ``part``, written to ``tile``."""
+        """The product of ``states`` and the weight's rows ``part``, written to ``tile``."""
         if states.dtype == tile.dtype:
-            torch.mm(states, self.weight[part].T, out=tile)
-        else:
-            tile.copy_(states @ self.weight[part].T)
+            return torch.mm(states, self.weight[part].T, out=tile)
+        return tile.copy_(states @ self.weight[part].T)
+
+    def finish(self, part: slice, tile: Tensor) -> Tensor:
+        """Makes products in the columns ``part`` logits."""
         if self.scale != 1:
             tile.mul_(self.scale)
         if self.bias is not None:
@@ -73,10 +83,9 @@ class Logits:
         return tile
 
 
-def shaped(buffer: Tensor, rows: int, part: slice, before: int = 0) -> Tensor:
-    """The piece of a flat ``buffer`` for ``rows`` rows of the columns ``part``, behind ``before`` columns of them."""
-    width = part.stop - part.start
-    return buffer[rows * before : rows * (before + width)].view(rows, width)
+def shaped(buffer: Tensor, rows: int, width: int) -> Tensor:
+    """The beginning of a flat ``buffer`` as (rows, width)."""
+    return buffer[: rows * width].view(rows, width)
 
 
 def log_sum(tile: Tensor, t: float, part: slice, scratch: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -86,7 +95,7 @@ def log_sum(tile: Tensor, t: float, part: slice, scratch: Tensor, hidden: Tensor
     """
     tops = tile.amax(1, keepdim=True)
     tops.clamp_(min=torch.finfo(tops.dtype).min)  # of a row of -inf alone: nothing of it may become NaN
-    terms = torch.sub(tile, tops, out=shaped(scratch, len(tile), part))
+    terms = torch.sub(tile, tops, out=shaped(scratch, *tile.shape))
     if t != 1:
         terms.div_(t)
     if hidden is not None:

@@ -94,7 +94,8 @@ def _top_k(logits: Logits, rows: slice, k: int, temperature: float, scratch: lis
     values = states.new_empty((len(states), 0), dtype=logits.working)
     ids = values.to(torch.int64)
     for part in logits.columns:
-        tile = logits.multiply(states, part, shaped(scratch[0], len(states), part))
+        tile = shaped(scratch[0], len(states), part.stop - part.start)
+        logits.finish(part, logits.multiply(states, part, tile))
         sums.append(log_sum(tile, temperature, part, scratch[1]))
         of_tile, places = tile.topk(min(k, tile.shape[1]), 1)
         values, ids = torch.cat([values, of_tile], 1), torch.cat([ids, places.add_(part.start)], 1)
@@ -115,7 +116,7 @@ def _draws(logits: Logits, rows: slice, uniform: Tensor, temperature: float, buf
     within = (uniform - low) / (high - low)
     ids = torch.zeros_like(chosen)
     for i, (tile, part) in enumerate(zip(tiles, logits.columns, strict=True)):
-        log_p = torch.div(tile, temperature, out=shaped(scratch, len(tile), part)).sub_(sums[:, i : i + 1])
+        log_p = torch.div(tile, temperature, out=shaped(scratch, *tile.shape)).sub_(sums[:, i : i + 1])
         weights = log_p.double().exp_().cumsum_(1)
         places = torch.searchsorted(weights, within * weights[:, -1:], right=True)
         ids = torch.where(chosen == i, part.start + places.clamp(max=tile.shape[1] - 1), ids)

@@ -183,6 +183,14 @@ def test_inputs_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_bias_of_zeros(divergence: str) -> None:
+    problem = Problem()
+    with torch.no_grad():
+        problem.bias.zero_()
+    check(problem, replace(BOTH, divergence=divergence))
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_no_bias(divergence: str) -> None:
     problem = Problem()
     problem.bias = None
