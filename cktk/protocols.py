@@ -268,6 +268,19 @@ class Template:
         return DecodingStart(self.suffix[-1] if self.suffix else None, self.prefix[0] if self.prefix else None)
 
 
+@dataclass(frozen=True)
+class PairTemplate:
+    """The token ids that a tokenizer puts around two texts that it joins: ``[CLS] a [SEP] b [SEP]`` and so on.
+
+    With ``token_types`` the model also gets a type for each token: 0 up to the end of ``middle``, and 1 from there on.
+    """
+
+    prefix: tuple[int, ...] = ()
+    middle: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    token_types: bool = False
+
+
 class DecodingStart(NamedTuple):
     """The decoder's first input, and the token that it has to give next; None leaves either to the model."""
 

@@ -14,7 +14,8 @@ from cktk.data.binarize import Binarizer, block_workers
 from cktk.data.blocks import Rules
 from cktk.data.configs import PreprocessConfig
 from cktk.data.encoder_spec import EncoderSpec, choose_encoder
-from cktk.data.shards import MANIFEST, TOKENIZER_FOLDER, write_manifest
+from cktk.data.manifest import MANIFEST, TOKENIZER_FOLDER
+from cktk.data.shards import write_manifest
 from cktk.data.sources import Source
 from cktk.errors import DataError
 from cktk.utils.files import atomic_folder, is_temporary, read_json, sweep_temporaries, write_json

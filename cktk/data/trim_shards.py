@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cktk.data.shards import MANIFEST, TOKENIZER_FOLDER, DataFolder, write_manifest, write_shard
+from cktk.data.manifest import MANIFEST, TOKENIZER_FOLDER
+from cktk.data.shards import DataFolder, write_manifest, write_shard
 from cktk.data.tokenizers import describe, open_tokenizer
 from cktk.data.vocabulary_map import VocabularyMap
 from cktk.errors import DataError

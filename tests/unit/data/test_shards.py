@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cktk.data import shards
 from cktk.data.shards import DataFolder, finished_shard, write_manifest, write_shard
 from cktk.errors import DataError
-from cktk.protocols import Template
+from cktk.protocols import PairTemplate, Template
 from tests.unit.data.folders import content, make
 
 
@@ -62,6 +62,73 @@ def test_one_column_is_enough(tmp_path):
     entry = write_shard(tmp_path, "train-00000", {"text": [np.array([5, 6])]}, 100)
     write_manifest(tmp_path, content({"train": [entry]}, columns=["text"]))
     assert DataFolder(tmp_path).split("train")[0]["text"].tolist() == [5, 6]
+
+
+def glue_like(folder: Path, shard_values: list[np.ndarray], kind: str = "integer", **changes: object) -> DataFolder:
+    """Shards of one text column and one column of values."""
+    entries = []
+    for number, values in enumerate(shard_values):
+        texts = [np.arange(4, 5 + row) for row in range(len(values))]
+        entries.append(write_shard(folder, f"train-{number:05d}", {"text_a": texts, "label": values}, 100))
+    made = {"task": "glue", "columns": ["text_a", "label"], "kinds": {"text_a": "tokens", "label": kind}, **changes}
+    write_manifest(folder, content({"train": entries}, **made))
+    return DataFolder(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"), [("integer", [[0, 2, -1], [], [1, 2**40]]), ("number", [[0.5, float("nan")], [-3e300]])]
+)
+def test_values_come_back_as_numbers(tmp_path, kind, labels):
+    dtype = np.int64 if kind == "integer" else np.float64
+    data = glue_like(tmp_path, [np.array(values, dtype) for values in labels], kind)
+    split, flat = data.split("train"), np.array([value for values in labels for value in values], dtype)
+    assert data.kinds == {"text_a": "tokens", "label": kind} and split.columns == ("text_a", "label")
+    assert all(split[i]["label"].dtype == dtype and split[i]["label"].ndim == 0 for i in range(len(split)))
+    np.testing.assert_array_equal([split[i]["label"] for i in range(len(split))], flat)
+    for start in range(len(flat) + 1):
+        for stop in range(start, len(flat) + 1):
+            found = split.values("label", start, stop)
+            assert found.dtype == dtype
+            np.testing.assert_array_equal(found, flat[start:stop])
+    assert split[1]["text_a"].tolist() == [4, 5] and split.lengths("text_a", 0, 2).tolist() == [1, 2]
+    assert sorted(path.name for path in tmp_path.glob("train-00000.*")) == [
+        "train-00000.json", "train-00000.label.bin", "train-00000.text_a.bin", "train-00000.text_a.idx",
+    ]  # fmt: skip
+    data.verify()
+
+
+def test_labels_languages_and_pair_template_are_those_of_the_manifest(tmp_path):
+    pair = {"prefix": [0], "middle": [2, 2], "suffix": [2], "token_types": True}
+    rows = [np.array([1, 0])]
+    data = glue_like(tmp_path / "a", rows, labels=["no", "yes"], pair_template=pair, languages={})
+    assert (data.task, data.labels, data.languages) == ("glue", ("no", "yes"), {})
+    assert data.pair_template == PairTemplate((0,), (2, 2), (2,), token_types=True)
+    unknown = {"source": {"": {"prefix": [0], "suffix": [2]}}, "target": {}}
+    data = glue_like(tmp_path / "b", rows, templates=unknown)
+    assert (data.labels, data.pair_template) == (None, None)
+    assert data.template("source") == Template((0,), (2,))
+    with pytest.raises(DataError, match=r"no target language ''; present: \(none\)"):
+        data.template("target")
+
+
+def test_a_folder_of_earlier_versions_is_one_of_translation(tmp_path):
+    data = make(tmp_path, [[[4]]])
+    assert not {"task", "kinds", "labels"} & set(json.loads((tmp_path / "manifest.json").read_text()))
+    assert (data.task, data.labels) == ("translation", None)
+    assert data.kinds == {"source": "tokens", "target": "tokens"}
+
+
+def test_a_manifest_that_does_not_fit_its_columns_is_refused(tmp_path):
+    with pytest.raises(DataError, match="shard train-00000 holds integer label, not number"):
+        glue_like(tmp_path, [np.array([1])], "number")
+    with pytest.raises(DataError, match="column label of kind float"):
+        glue_like(tmp_path, [np.array([1])], "float")
+    with pytest.raises(DataError, match="shard train-00000 holds no text_b, not tokens"):
+        glue_like(tmp_path, [np.array([1])], columns=["text_a", "text_b"])
+    glue_like(tmp_path, [np.array([1, 2])])
+    (tmp_path / "train-00000.label.bin").write_bytes(b"\0" * 8)
+    with pytest.raises(DataError, match=r"train-00000\.label\.bin: shard file has 8 bytes instead of 16"):
+        DataFolder(tmp_path)
 
 
 def test_a_pickled_split_reads_the_same_and_carries_no_data(tmp_path):
