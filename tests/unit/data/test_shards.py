@@ -66,6 +66,7 @@ def test_one_column_is_enough(tmp_path):
 
 def glue_like(folder: Path, shard_values: list[np.ndarray], kind: str = "integer", **changes: object) -> DataFolder:
     """Shards of one text column and one column of values."""
+    folder.mkdir(exist_ok=True)
     entries = []
     for number, values in enumerate(shard_values):
         texts = [np.arange(4, 5 + row) for row in range(len(values))]
