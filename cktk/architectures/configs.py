@@ -40,10 +40,11 @@ class StudentConfig:
         1024, minimum=4, metavar="N", help="positions of a model without a teacher (a student has its teacher's)"
     )
     dropout: float | None = option(None, minimum=0, maximum=0.99, help="dropout (default: the teacher's, else 0.1)")
-    init: Literal["random", "truncate", "copy", "checkpoint"] = option(
+    init: Literal["random", "truncate", "pca", "copy", "checkpoint"] = option(
         "random",
-        help="starting weights: random; truncate: leading rows and columns of the teacher's; copy: whole teacher "
-        "layers (same width); checkpoint: layers of the earlier student --init-checkpoint",
+        help="starting weights: random; truncate: leading rows and columns of the teacher's; pca: the teacher "
+        "projected on its principal directions over a sample of the data; copy: whole teacher layers (same width); "
+        "checkpoint: layers of the earlier student --init-checkpoint",
     )
     init_checkpoint: str | None = option(
         None, metavar="PATH", help="model folder whose layers are kept, dropped or doubled by --init checkpoint"

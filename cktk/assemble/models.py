@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -23,17 +24,22 @@ from cktk.distributed.world import World
 from cktk.engine.checkpoint import Checkpoint
 from cktk.engine.configs import CheckpointConfig, ModelsConfig, UpdateConfig
 from cktk.errors import ConfigError
-from cktk.protocols import ModelShape
+from cktk.protocols import Batch, ModelShape
+from cktk.utils.log import logger
 
 
 @dataclass
 class Models:
-    """The student and its teacher, if it has one: a model, or what a cache recorded of it."""
+    """The student and its teacher, if it has one: a model, or what a cache recorded of it.
+
+    ``start`` gives the student the starting weights that only a sample of the data can tell (`--init pca`).
+    """
 
     family: Family
     student: PreTrainedModel
     teacher: PreTrainedModel | RecordedTeacher | None
     tokenizer: PreTrainedTokenizerBase
+    start: Callable[[Sequence[Batch]], None] | None = None
 
     def shape(self, model: PreTrainedModel | RecordedTeacher) -> ModelShape:
         """The sizes of student or teacher."""
@@ -86,20 +92,29 @@ def make_models(settings: Settings, data: DataFolder, world: World, checkpoint: 
     recorded = _recorded(config, family, teacher, world)
     weights = settings.section(CheckpointConfig).finetune_from_model
     spec = StudentSpec.of(student_config)
+    start: Callable[[Sequence[Batch]], None] | None = None
     if checkpoint:
         student = _resumed(family, load("the checkpoint", checkpoint.folder), spec, checkpoint.folder)
     elif weights:
+        if spec.init != "random":
+            logger.info("--init %s is not used: the student comes from --finetune-from-model %s", spec.init, weights)
         student = _resumed(family, load("the model to finetune,", weights), spec, weights)
     else:
         base = recorded or teacher
-        student = _new_student(family, student_config, base.config if base else None, teacher, data, load)
+        student = _new_student(family, student_config, base.config if base else None, data)
+        if spec.init == "pca":
+            start = partial(_start_from_data, student, teacher, world)
+        else:
+            named = student_config.init_checkpoint
+            earlier = load("the --init-checkpoint", named) if named else None
+            initialise(student, spec.init, teacher=teacher, checkpoint=earlier)
     if recorded is not None:
         check_student(student.config, recorded.config)
     elif teacher is not None:
         check_student(student.config, teacher.config)
         _move(teacher, world)
     _move(student, world)
-    return Models(family, student, recorded or teacher, load_tokenizer(data.tokenizer_path))
+    return Models(family, student, recorded or teacher, load_tokenizer(data.tokenizer_path), start)
 
 
 def freeze(family: Family, student: PreTrainedModel, config: UpdateConfig, *, head: bool = True) -> None:
@@ -142,11 +157,9 @@ def _new_student(
     family: Family,
     config: StudentConfig,
     base: PreTrainedConfig | None,
-    teacher: PreTrainedModel | None,
     data: DataFolder,
-    load: ModelLoader,
 ) -> PreTrainedModel:
-    """A student shaped after ``base``, its teacher's configuration, with starting weights."""
+    """A student shaped after ``base``, its teacher's configuration, with random weights."""
     spec = StudentSpec.of(config)
     if base is None:
         base = family.base_config(
@@ -157,10 +170,15 @@ def _new_student(
             max_positions=config.max_positions,
             spec=spec,
         )
-    student = family.student(base, spec)
-    earlier = load("the --init-checkpoint", config.init_checkpoint) if config.init_checkpoint else None
-    initialise(student, spec.init, teacher=teacher, checkpoint=earlier)
-    return student
+    return family.student(base, spec)
+
+
+def _start_from_data(
+    student: PreTrainedModel, teacher: PreTrainedModel | None, world: World, sample: Sequence[Batch]
+) -> None:
+    if teacher is not None:
+        _move(teacher, world)  # it is elsewhere if a cache answers in its place
+    initialise(student, "pca", teacher=teacher, batches=sample)
 
 
 def _resumed(family: Family, student: PreTrainedModel, spec: StudentSpec, path: str | Path) -> PreTrainedModel:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +30,14 @@ from cktk.engine.trainer import Parts, Trainer
 from cktk.engine.validation import Validator
 from cktk.errors import ConfigError
 from cktk.metrics.writers import JsonlWriter, TensorBoardWriter, Writer
-from cktk.protocols import Batch
+from cktk.protocols import Batch, Side
 from cktk.registry import TASKS
 from cktk.tasks.base import Task, TaskBuilder
 from cktk.utils.log import logger, setup_logging
 from cktk.utils.rng import seed_everything_from
+
+#: How much of the data `--init pca` looks at: some ten rows for each dimension of a large teacher.
+_SAMPLE_TOKENS = 16_384
 
 
 def train(settings: Settings) -> None:
@@ -86,6 +90,9 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
     seed_everything_from(run.seed)
     models = make_models(settings, data, world, checkpoint)
     task = _task(settings, data, models)
+    if models.start is not None:
+        logger.info("looking at a sample of the data for --init")
+        models.start(_sample(task, settings, list(models.shape(models.student).sides)))
     if isinstance(models.teacher, RecordedTeacher):
         splits = ["train", *([] if validation.disable_validation else [validation.valid_subset])]
         models.teacher.check(settings, data, task, splits)
@@ -116,6 +123,19 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
         trainer.restore(checkpoint)
         logger.info("continuing from %s (update %d)", checkpoint.folder, trainer.update)
     return trainer, list(describe_matching(settings, models, step))
+
+
+def _sample(task: Task, settings: Settings, sides: Sequence[Side]) -> list[Batch]:
+    """Micro-batches of an epoch until they hold `_SAMPLE_TOKENS` on each of ``sides``; the same on all ranks."""
+    batching = replace(settings.section(BatchingConfig), num_workers=0)
+    source = task.iterator("train", batching, True, settings.section(RunConfig).seed, 0, 1)
+    sample: list[Batch] = []
+    seen = dict.fromkeys(sides, 0)
+    while min(seen.values()) < _SAMPLE_TOKENS and (found := source.next_update(1)):
+        sample += found
+        for side in sides:
+            seen[side] += int(found[0].rows(side).sum())
+    return sample
 
 
 def _checkpoint(run: Path, config: CheckpointConfig) -> Checkpoint | None:
