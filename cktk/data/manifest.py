@@ -32,6 +32,7 @@ class Manifest(NamedTuple):
     columns: list[str]
     kinds: dict[str, Kind]
     labels: tuple[str, ...] | None
+    benchmark: str | None
     tokenizer: dict[str, Any]
     templates: dict[str, dict[str, Template]]
     pair_template: PairTemplate | None
@@ -60,6 +61,7 @@ class Manifest(NamedTuple):
                 columns=columns,
                 kinds=kinds,
                 labels=tuple(map(str, raw["labels"])) if raw.get("labels") is not None else None,
+                benchmark=str(raw["benchmark"]) if raw.get("benchmark") is not None else None,
                 tokenizer={
                     key: raw["tokenizer"][key] for key in ("fingerprint", "vocab_size", "pad", "bos", "eos", "unk")
                 },
