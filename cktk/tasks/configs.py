@@ -8,14 +8,12 @@ from cktk.config.options import option
 
 
 @dataclass(frozen=True)
-class TranslationConfig:
-    """translation"""
+class SequenceConfig:
+    """sequence to sequence"""
 
-    source_lang: str | None = option(
-        None,
-        help="language to translate from: either one of the data folder's two (default: the one it was made with)",
+    source_prompt: str = option(
+        "", help='text before every source, e.g. "Translate from English to Spanish: "; counts in its positions'
     )
-    target_lang: str | None = option(None, help="language to translate into (default: the data folder's other one)")
     max_source_positions: int = option(
         1024, minimum=1, help="tokens of a source, special ones included; what is beyond is cut (at most the model's)"
     )
@@ -25,6 +23,17 @@ class TranslationConfig:
     drop_first_position: bool = option(
         False, help="the first token of a target counts in no loss; the scripts released with the CKA paper do so"
     )
+
+
+@dataclass(frozen=True)
+class TranslationConfig(SequenceConfig):
+    """translation"""
+
+    source_lang: str | None = option(
+        None,
+        help="language to translate from: either one of the data folder's two (default: the one it was made with)",
+    )
+    target_lang: str | None = option(None, help="language to translate into (default: the data folder's other one)")
     eval_bleu: bool = option(False, help="translate the validation split by beam search: sacreBLEU and chrF")
     eval_bleu_sentences: int = option(0, help="translate only the first so many sentences; 0: all", minimum=0)
     eval_beam: int = option(4, help="beam of that search", minimum=1)

@@ -14,7 +14,7 @@ from cktk.evaluation.bleu import score_translations
 from cktk.generation.beam import BeamSearch
 from cktk.hub import student
 from cktk.tasks.configs import TranslationConfig
-from cktk.tasks.scoring import TranslationScorer
+from cktk.tasks.scoring import OutputScorer
 from cktk.tasks.translation import TranslationTask
 from tests.unit.generation.students import data_bin, save_student
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     return save_student(tmp_path / "small")
 
 
-def scorer(data: DataFolder, folder: Path, max_tokens: int | None) -> TranslationScorer:
+def scorer(data: DataFolder, folder: Path, max_tokens: int | None) -> OutputScorer:
     opened = student(folder, device="cpu")
     task = TranslationTask(CONFIG, data, pad=1, decoder_start=2)
     found = task.scorer(opened.model, opened.tokenizer, "test", World(0, 1, torch.device("cpu")), max_tokens)

@@ -47,8 +47,8 @@ def task_of(data: DataFolder, decoder_start: int | None = EOS, **options) -> Tra
 
 
 def batch_of(task: TranslationTask, ids: list[int]):
-    split = task.data.split("train")
-    return task.collate([split[i] for i in ids], ids)
+    rows = task.rows("train")
+    return task.collate([rows.pair(i) for i in ids], ids)
 
 
 def padded(rows: list[list[int]], value: int) -> torch.Tensor:
@@ -104,8 +104,8 @@ def test_lengths_are_those_of_the_batches(folders, positions, flipped):
     lang = "fr" if flipped else "en"
     rooms = {"max_source_positions": positions, "max_target_positions": positions + 1}
     task = task_of(folders["mbart-cc25"], None, source_lang=lang, **rooms)
-    split = task.data.split("train")
-    lengths = task.lengths(split)(0, len(PAIRS))
+    rows = task.rows("train")
+    lengths = rows.lengths(0, len(PAIRS))
     cut = {"source": 0, "target": 0}
     for index, pair in enumerate(PAIRS):
         batch = batch_of(task, [index])
@@ -113,14 +113,15 @@ def test_lengths_are_those_of_the_batches(folders, positions, flipped):
         source, target = pair[::-1] if flipped else pair
         cut["source"] += len(source) > positions - 2
         cut["target"] += len(target) > positions - 1
-    assert task.lengths(split)(1, 9).tolist() == lengths[1:9].tolist()
-    assert task.truncated(split) == cut
+    assert rows.lengths(1, 9).tolist() == lengths[1:9].tolist()
+    assert rows.truncated() == cut
+    assert rows.positions() == tuple(lengths.sum(axis=0))
 
 
 def test_truncated_rows_are_counted_over_all_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr("cktk.tasks.translation._CHUNK_ROWS", 2)
+    monkeypatch.setattr("cktk.tasks.pairs._CHUNK_ROWS", 2)
     data = pairs_folder(tmp_path, [([5] * n, [5] * (6 - n)) for n in range(7)], BART)
-    assert task_of(data, max_source_positions=5).truncated(data.split("train")) == {"source": 3, "target": 0}
+    assert task_of(data, max_source_positions=5).rows("train").truncated() == {"source": 3, "target": 0}
 
 
 def test_padding_lies_behind_and_is_not_scored(tmp_path):
@@ -158,15 +159,14 @@ def test_a_target_of_which_nothing_is_left_counts_no_tokens(tmp_path):
 
 def test_generation_gets_templated_sources_and_whole_references(tmp_path):
     data = pairs_folder(tmp_path, [([5, 6, 7, 8], [9, 10, 11, 12])], MBART_CC25)
-    split = data.split("train")
     forward = task_of(data, None, max_source_positions=4, max_target_positions=4)
-    assert forward.source_inputs(split, 0).tolist() == [5, 6, EOS, EN]
-    assert forward.reference_ids(split, 0).tolist() == [9, 10, 11, 12]
+    assert forward.rows("train").source_ids(0).tolist() == [5, 6, EOS, EN]
+    assert forward.rows("train").reference_ids(0).tolist() == [9, 10, 11, 12]
     back = task_of(data, None, target_lang="en")
     assert (back.source_lang, back.target_lang) == ("fr", "en")
-    assert back.source_inputs(split, 0).tolist() == [9, 10, 11, 12, EOS, FR]
-    assert back.reference_ids(split, 0).tolist() == [5, 6, 7, 8]
-    assert back.source_inputs(split, 0).dtype == back.reference_ids(split, 0).dtype == np.int64
+    assert back.rows("train").source_ids(0).tolist() == [9, 10, 11, 12, EOS, FR]
+    assert back.rows("train").reference_ids(0).tolist() == [5, 6, 7, 8]
+    assert back.rows("train").source_ids(0).dtype == back.rows("train").reference_ids(0).dtype == np.int64
 
 
 @pytest.mark.parametrize(

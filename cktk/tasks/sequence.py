@@ -1,0 +1,153 @@
+"""What all tasks with a source and a target have in common: pairs of texts become batches of an encoder-decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cktk.data.batch_config import BatchingConfig
+from cktk.data.batching import Int64s
+from cktk.data.iterators import MicroBatches
+from cktk.errors import DataError
+from cktk.protocols import IGNORED, Batch, DecodingStart, Side, Template
+from cktk.tasks.configs import SequenceConfig
+from cktk.tasks.pairs import Pair, PairCorpus, PairRows
+
+
+class SequenceTask:
+    """Batches for sequence-to-sequence models from pairs of texts (`cktk.tasks.pairs.text_side` makes their sides).
+
+    ``pad`` and ``decoder_start`` are the model's token ids; ``decoder_start=None`` is mBART's rule: the decoder starts
+    with the last token of the label sequence. A task of this kind adds what it knows besides: its description and its
+    scorer.
+    """
+
+    sides: tuple[Side, ...] = ("encoder", "decoder")
+
+    def __init__(self, config: SequenceConfig, corpus: PairCorpus, *, pad: int, decoder_start: int | None) -> None:
+        self.corpus, self.data = corpus, corpus.data
+        self.pad = pad
+        self._decoder_start = decoder_start
+        self._drop_first = config.drop_first_position
+
+    @property
+    def target_template(self) -> Template:
+        """What goes around a target text."""
+        return self.corpus.target.template
+
+    @property
+    def decoding_start(self) -> DecodingStart:
+        """How an output starts: with the model's own token, or by mBART's rule as the target template says."""
+        return self.target_template.decoding_start(self._decoder_start)
+
+    def rows(self, split_name: str) -> PairRows:
+        """The rows of a split as the models see them; raises `DataError` for a split that is not there."""
+        return self.corpus.rows(split_name)
+
+    def positions(self, split_name: str) -> dict[Side, int]:
+        """See `FixedRows.positions`; reads the offsets of the whole split."""
+        rows = self.rows(split_name)
+        source, target = rows.positions()
+        return {"encoder": source, "decoder": target - self._drop_first * len(rows)}
+
+    def row_settings(self) -> dict[str, Any]:
+        """See `FixedRows.row_settings`."""
+        found: dict[str, Any] = {
+            "decoder_start": self._decoder_start,
+            "drop_first_position": self._drop_first,
+        }
+        for role, side in (("source", self.corpus.source), ("target", self.corpus.target)):
+            found[f"max_{role}_positions"] = side.room + side.special
+            found[f"{role}_template"] = [list(side.template.prefix), list(side.template.suffix)]
+            if side.prompt:
+                found[f"{role}_prompt"] = list(side.prompt)
+        return found
+
+    def describe_split(self, split_name: str, what: str) -> str:
+        """A line about a split: how many rows it has (called ``what``), and how many of their texts are cut."""
+        rows = self.rows(split_name)
+        cut = rows.truncated()
+        return (
+            f"{split_name}: {len(rows)} {what}, {cut['source']} sources and {cut['target']} targets are cut to the "
+            "maximum positions"
+        )
+
+    def collate(self, pairs: Sequence[Pair], ids: Sequence[int]) -> Batch:
+        """The batch of ``pairs``; ``ids`` are their positions in their split.
+
+        The decoder's input is transformers' ``shift_tokens_right`` of the padded labels: for BART the start token and
+        the labels but their last column, for mBART with each row's last label as its start token. A first position
+        that is dropped stays in the decoder's input: it is not scored, no more.
+        """
+        sources, attended = _padded([pair.source for pair in pairs], self.pad)
+        targets, scored = _padded([pair.target for pair in pairs], self.pad)
+        decoder = np.roll(targets, 1, axis=1)
+        if self._decoder_start is None:
+            decoder[:, 0] = targets[np.arange(len(pairs)), scored.sum(axis=1) - 1]
+        else:
+            decoder[:, 0] = self._decoder_start
+        if self._drop_first:
+            scored[:, 0] = False
+        inputs = {"input_ids": sources, "attention_mask": attended.astype(np.int64), "decoder_input_ids": decoder}
+        return Batch(
+            inputs={name: torch.from_numpy(array) for name, array in inputs.items()},
+            labels=torch.from_numpy(np.where(scored, targets, IGNORED)),
+            ids=list(ids),
+        )
+
+    def iterator(
+        self, split_name: str, batching: BatchingConfig, shuffle: bool, seed: int, rank: int = 0, world: int = 1
+    ) -> MicroBatches:
+        """The micro-batches of a split; without ``shuffle`` (validation) an epoch is always the whole split."""
+        rows = self.rows(split_name)
+        if not len(rows):
+            raise DataError(f"{self.data.path}: split {split_name} is empty; preprocess it again with text in it")
+        return MicroBatches(
+            rows.shard_rows,
+            rows.lengths,
+            partial(self._load, rows),
+            max_tokens=batching.token_budget,
+            batch_size=batching.batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            rank=rank,
+            world=world,
+            # Workers start anew with each pass, which a short validation does not pay back.
+            num_workers=batching.num_workers if shuffle else 0,
+            samples_per_epoch=batching.samples_per_epoch if shuffle else None,
+        )
+
+    def shard_batches(self, split_name: str, shard: int, batching: BatchingConfig) -> Iterator[Batch]:
+        """See `FixedRows.shard_batches`; within 65,536 neighbours batches run from short to long."""
+        rows = self.rows(split_name)
+        first = sum(rows.shard_rows[:shard])
+        batches = MicroBatches(
+            rows.shard_rows[shard : shard + 1],
+            lambda start, stop: rows.lengths(first + start, first + stop),
+            partial(self._load, rows, first=first),
+            max_tokens=batching.token_budget,
+            batch_size=batching.batch_size,
+            shuffle=False,
+            seed=0,
+            num_workers=batching.num_workers,
+        )
+        while found := batches.next_update(1):
+            yield from found
+
+    def _load(self, rows: PairRows, ids: Sequence[int], first: int = 0) -> Batch:
+        numbers = [first + index for index in ids]
+        return self.collate([rows.pair(number) for number in numbers], numbers)
+
+
+def _padded(rows: Sequence[Int64s], pad: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+    """``rows`` below one another, filled up with ``pad``, and the mask of what is not filling: both (B, longest)."""
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(mask.shape, pad, np.int64)
+    ids[mask] = np.concatenate(rows)
+    return ids, mask
