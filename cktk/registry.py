@@ -113,6 +113,15 @@ TASKS = Registry(
     {"translation": ("cktk.tasks.configs:TranslationConfig", "cktk.tasks.translation:TranslationTask")},
 )
 
+#: Metrics of a task and their options, which `cktk-generate` and `cktk-evaluate` choose by ``--task``.
+EVALUATIONS = Registry(
+    "task",
+    {
+        "translation": ("cktk.evaluation.configs:BleuConfig", "cktk.evaluation.bleu:translation_scorer"),
+        "summarization": ("cktk.evaluation.configs:RougeConfig", "cktk.evaluation.rouge:rouge_scorer"),
+    },
+)
+
 OPTIMIZERS = Registry(
     "optimizer",
     {
@@ -149,4 +158,4 @@ TOKENIZERS = Registry(
     {"unigram": ("cktk.data.configs:UnigramTokenizerConfig", "cktk.data.unigram:train_unigram")},
 )
 
-ALL_REGISTRIES = (CRITERIA, ARCHITECTURES, TASKS, OPTIMIZERS, LR_SCHEDULERS, SOURCES, TOKENIZERS)
+ALL_REGISTRIES = (CRITERIA, ARCHITECTURES, TASKS, EVALUATIONS, OPTIMIZERS, LR_SCHEDULERS, SOURCES, TOKENIZERS)
