@@ -112,9 +112,9 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 
     ``content`` holds ``languages`` (of the columns of texts, as far as they are known), ``columns``, ``tokenizer``,
     ``templates`` (by role and language, "" where it is not known) and ``splits``, and may hold ``task``, ``kinds``
-    (`Kind` by column), ``labels``, ``benchmark`` and ``pair_template``; schema and version are added here. Each split holds ``shards``
-    (entries of `write_shard`) and ``rows``, and may hold more. What could not be opened again is refused with
-    `DataError`.
+    (`Kind` by column), ``labels``, ``benchmark`` and ``pair_template``; schema and version are added here. Each split
+    holds ``shards`` (entries of `write_shard`) and ``rows``, and may hold more. What could not be opened again is
+    refused with `DataError`.
     """
     manifest = {"schema": SCHEMA, "cktk": cktk.__version__, **content}
     Manifest.parse(folder, manifest)
@@ -125,9 +125,10 @@ class DataFolder:
     """A folder made by cktk-preprocess for ``task``.
 
     ``columns`` of `Kind` ``kinds`` have ``languages`` where these are known. Integers are -1 and numbers NaN where a
-    value is not known; ``labels`` names the integers 0, 1, .. of a label column, ``benchmark`` is the published
-    task that the data is (`cktk.data.glue.GLUE_TASKS`). ``pair_template`` is there where two texts are joined. Opening checks the manifest and the size of every file, in O(shards); `verify` also checks the
-    contents. Raises `DataError` naming the file if the folder is missing, unfinished or damaged.
+    value is not known; ``labels`` names the integers 0, 1, .. of a label column, ``benchmark`` is the published task
+    that the data is (a key of `cktk.data.glue.GLUE_TASKS`). ``pair_template`` is there where two texts are joined.
+    Opening checks the manifest and the size of every file, in O(shards); `verify` also checks the contents. Raises
+    `DataError` naming the file if the folder is missing, unfinished or damaged.
     """
 
     def __init__(self, path: Path | str) -> None:
