@@ -1,12 +1,14 @@
-"""How fast a student of some size would translate on this machine, found with random weights."""
+"""How fast a student of some size would be on this machine, found with random weights."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig
 
 from cktk.architectures.family import Family
@@ -19,14 +21,16 @@ _ROUNDS = 5
 
 
 class Speed(NamedTuple):
-    """Output tokens per second in batches, and milliseconds for a sentence alone in its batch."""
+    """Tokens per second in batches (generated ones, or those an encoder reads), and milliseconds for one sentence."""
 
     tokens_per_second: float
     latency_ms: float
 
 
 class SpeedTest:
-    """Beam search with models of random weights; sources and outputs are ``length`` tokens long.
+    """Models of random weights at work on sentences of ``length`` tokens: beam search for outputs as long as sources.
+
+    A model without a decoder runs forward.
 
     Raises `CheckpointError` from its methods for a model that beam search does not know.
     """
@@ -45,7 +49,7 @@ class SpeedTest:
         return 1000 * min(self._seconds(model, 1) for _ in range(_ROUNDS))
 
     def tokens_per_second(self, config: PreTrainedConfig) -> float:
-        """Output tokens per second of a whole batch."""
+        """Tokens per second of a whole batch."""
         return self._batch_size * self._length / self._seconds(self._opened(config), self._batch_size)
 
     def _opened(self, config: PreTrainedConfig) -> Any:
@@ -61,11 +65,21 @@ class SpeedTest:
 
     def _seconds(self, model: Any, sentences: int) -> float:
         generator = torch.Generator().manual_seed(1)
-        sources = torch.randint(model.config.vocab_size, (sentences, self._length), generator=generator).tolist()
-        start = self._family.decoder_start(model.config)
-        search = BeamSearch(model, self._search)
+        sources = torch.randint(model.config.vocab_size, (sentences, self._length), generator=generator)
+        work = self._search_for if "decoder" in self._family.shape(model.config).sides else self._forward
+        run = work(model, sources)
         started = time.perf_counter()
-        search.generate(
-            sources, batch_size=sentences, decoder_start=model.config.eos_token_id if start is None else start
-        )
+        run()
         return time.perf_counter() - started
+
+    def _search_for(self, model: Any, sources: Tensor) -> Callable[[], object]:
+        start = self._family.decoder_start(model.config)
+        return partial(
+            BeamSearch(model, self._search).generate,
+            sources.tolist(),
+            batch_size=len(sources),
+            decoder_start=model.config.eos_token_id if start is None else start,
+        )
+
+    def _forward(self, model: Any, sources: Tensor) -> Callable[[], object]:
+        return torch.inference_mode()(partial(model, input_ids=sources, attention_mask=torch.ones_like(sources)))

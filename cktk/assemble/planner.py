@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedConfig
 
+from cktk.architectures.configs import HeadKind
+from cktk.architectures.encoder_family import EncoderFamily
 from cktk.architectures.family import Family, arch_of, family_of
 from cktk.architectures.loading import load_config
 from cktk.architectures.plan_config import PlanConfig
@@ -16,6 +18,13 @@ from cktk.architectures.sizing import ModelSize, StudentSizes
 from cktk.assemble.measure import Speed, SpeedTest
 from cktk.assemble.plan import Cost, candidates, cost, parse_count, widths
 from cktk.errors import CheckpointError, ConfigError
+
+#: What a student of an encoder is trained for, by what its teacher ends in.
+_ENCODER_TASKS: Mapping[HeadKind, Mapping[str, str]] = {
+    "masked_lm": {"--task": "pretraining", "--objective": "unmasked"},
+    "classification": {"--task": "glue"},
+    "bare": {"--task": "pretraining", "--objective": "unmasked", "--kl-weight": "0", "--ce-weight": "0"},
+}
 
 #: Called with a line on what is being measured.
 Report = Callable[[str], None]
@@ -73,7 +82,9 @@ def make_plan(config: PlanConfig, report: Report) -> Plan:
     for size in candidates(sizes.teacher, sizes.of, fits):
         speed = meter.speed(size) if len(students) < config.measure else None
         costs = cost(size, sizes.teacher, config.length, config.max_tokens)
-        students.append(PlannedStudent(size, costs, speed, _command(config, teacher_config, sizes.teacher, size)))
+        students.append(
+            PlannedStudent(size, costs, speed, _command(config, family, teacher_config, sizes.teacher, size))
+        )
         if config.max_latency_ms is not None and len(students) == config.measure:
             break  # what was not measured may be too slow
     if not students:
@@ -91,8 +102,6 @@ class _Meter:
         self._report = report
         self._latencies: dict[str, float] = {}
         self.reason: str | None = None
-        if "decoder" not in sizes.teacher.shape.sides:
-            self.reason = "a model without a decoder generates nothing"
 
     def latency_ms(self, size: ModelSize) -> float:
         """Raises `ConfigError` where it cannot be measured."""
@@ -152,10 +161,18 @@ def _nothing_fits(sizes: StudentSizes, most: int, config: PlanConfig) -> str:
     )
 
 
-def _command(config: PlanConfig, teacher_config: PreTrainedConfig, teacher: ModelSize, size: ModelSize) -> str:
+def _command(
+    config: PlanConfig, family: Family, teacher_config: PreTrainedConfig, teacher: ModelSize, size: ModelSize
+) -> str:
     sides = size.shape.sides
-    flags = {"--teacher": config.teacher, "--arch": arch_of(teacher_config.model_type), "--width": size.shape.width}
+    flags: dict[str, object] = {
+        "--teacher": config.teacher,
+        "--arch": arch_of(teacher_config.model_type),
+        "--width": size.shape.width,
+    }
     flags |= {f"--{side}-layers": sizes.layers for side, sizes in sides.items()}
+    if isinstance(family, EncoderFamily):
+        flags |= _ENCODER_TASKS[family.head_kind(teacher_config, config.teacher)]
     flags |= {
         "--init": "truncate" if _inside(size, teacher) else "random",
         "--criterion": "cka_kd",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertConfig, T5Config
+from transformers import BertConfig
 
 from cktk.architectures.loading import load_model
 from cktk_cli.plan import main
@@ -78,21 +78,16 @@ def test_table(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, text.partition("\n# ")[0].splitlines())) <= 140
 
 
-@pytest.mark.parametrize("kind", ["t5", "bert"])
-def test_families_that_cannot_be_measured(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config: Any = BertConfig(
+def test_an_encoder_is_measured_by_what_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = BertConfig(
         vocab_size=90, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, architectures=["BertForMaskedLM"]
     )
-    if kind == "t5":
-        config = T5Config(vocab_size=90, d_model=32, num_layers=3, num_heads=4, d_kv=8, d_ff=64)
     config.save_pretrained(tmp_path)
-    plan = planned(capsys, "--teacher", tmp_path, "--compression", 2, *FAST)
-    assert plan["students"][0]["encoder_layers"] == 3
-    if kind == "bert":
-        assert "decoder_layers" not in plan["students"][0]
-        assert "--decoder-layers" not in plan["students"][0]["command"]
-        line = error_of(capsys, "--teacher", tmp_path, "--max-latency-ms", 10, *FAST)
-        assert line == "--max-latency-ms: nothing can be measured: a model without a decoder generates nothing"
+    first = planned(capsys, "--teacher", tmp_path, "--compression", 2, "--measure", "1", *FAST)["students"][0]
+    assert first["encoder_layers"] == 3 and "decoder_layers" not in first
+    assert "--decoder-layers" not in first["command"]
+    assert "--task pretraining --objective unmasked" in first["command"]
+    assert first["tokens_per_second"] > 0 and first["latency_ms"] > 0
 
 
 class TestErrors:
