@@ -101,7 +101,8 @@ class Batch:
     of the sentences in their split. A dummy batch keeps ranks in step and counts for nothing.
 
     Encoder-only models have no decoder: for masked language models ``labels`` are of the source's positions, T = S, for
-    classifiers of the sentences (B,). What they score goes by the name of the decoder all the same.
+    classifiers of the sentences, (B,) or (B, 1). Where these are numbers (regression), NaN stands for `IGNORED`. What
+    such models score goes by the name of the decoder all the same.
     """
 
     inputs: dict[str, Tensor]
@@ -119,7 +120,10 @@ class Batch:
 
         A dummy has none, so that all its states pack to zero rows and its losses and gradients are zero.
         """
-        rows = self.inputs["attention_mask"].bool() if side == "encoder" else self.labels != IGNORED
+        if side == "encoder":
+            rows = self.inputs["attention_mask"].bool()
+        else:
+            rows = ~self.labels.isnan() if self.labels.is_floating_point() else self.labels != IGNORED
         return rows & (not self.dummy)
 
     def counts(self) -> dict[Unit, int]:
@@ -289,6 +293,38 @@ class DecodingStart(NamedTuple):
 
 
 @dataclass(frozen=True)
+class DecoderLayout:
+    """Where a kind of encoder-decoder keeps the weights of its decoder, and what it does with them.
+
+    This is all that generation knows of a kind of model. Names are paths of attributes: ``layers`` and those of
+    embeddings, positions and norms start at the decoder, whose class is ``stack``, all others at one of its layers.
+    ``norms`` are those of self-attention, cross-attention and feed-forward; with ``pre_norm`` they stand before these.
+    ``up`` names two projections where the activation of the first gates the second. ``position_bias`` is the attention
+    whose ``compute_bias`` every layer adds to the scores of its self-attention. ``head_scale`` multiplies what enters
+    the output head. ``source_positions`` is the longest source, None where there is no limit.
+    """
+
+    stack: type[Any]
+    layers: str
+    self_attention: str
+    cross_attention: str
+    projections: tuple[str, str, str, str]  # queries, keys, values, output
+    norms: tuple[str, str, str]
+    up: tuple[str, ...]
+    down: str
+    activation: str
+    heads: int
+    pre_norm: bool
+    embedding_scale: str | None = None
+    positions: str | None = None
+    embedding_norm: str | None = None
+    final_norm: str | None = None
+    position_bias: str | None = None
+    head_scale: float = 1.0
+    source_positions: int | None = None
+
+
+@dataclass(frozen=True)
 class SideShape:
     """Sizes of the layers on one side of a model.
 
@@ -316,11 +352,27 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Matching:
-    """What a criterion is built for: the sizes of both models, and the layers that are matched."""
+    """What a criterion is built for: the sizes of both models, and the layers that are matched.
+
+    With ``regression`` the heads give a number a sentence, not a distribution.
+    """
 
     student: ModelShape
     teacher: ModelShape
     pairs: tuple[LayerPair, ...] = ()
+    regression: bool = False
+
+
+@dataclass(frozen=True)
+class SentenceHead:
+    """What a model is to say about a sentence or a pair: one of the classes ``labels``, or with None a number."""
+
+    labels: tuple[str, ...] | None
+
+    @property
+    def outputs(self) -> int:
+        """Rows of the head."""
+        return 1 if self.labels is None else len(self.labels)
 
 
 @dataclass(frozen=True)

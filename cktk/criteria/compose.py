@@ -28,8 +28,10 @@ from cktk.criteria.cosine import CosineMatch
 from cktk.criteria.dense_head_loss import dense_head_loss
 from cktk.criteria.gram import GramMatch
 from cktk.criteria.head_loss import HeadLossOptions, Teacher, head_loss
+from cktk.criteria.head_options import HeadLoss
 from cktk.criteria.linear import LinearMatch
 from cktk.criteria.procrustes import Procrustes
+from cktk.criteria.regression import check_regression, regression_loss
 from cktk.errors import ConfigError
 from cktk.protocols import HeadParams, LayerPair, Matching, ModelOutput, Needs, Side, SparseTargets, Term
 
@@ -37,13 +39,16 @@ from cktk.protocols import HeadParams, LayerPair, Matching, ModelOutput, Needs, 
 class Criterion(nn.Module):
     """Head loss, and losses of hidden states and of attention where there are any.
 
-    It returns undivided terms; the engine weighs them. ``dense`` takes the plain reference of the head loss.
+    It returns undivided terms; the engine weighs them. ``dense`` takes the plain reference of the head loss,
+    ``regression`` that of heads which give a number.
     """
 
-    def __init__(self, options: HeadLossOptions, *, dense: bool = False) -> None:
+    def __init__(self, options: HeadLossOptions, *, dense: bool = False, regression: bool = False) -> None:
         super().__init__()
+        if regression:
+            check_regression(options)
         self.options = options
-        self._head_loss = dense_head_loss if dense else head_loss
+        self._head_loss: HeadLoss = regression_loss if regression else dense_head_loss if dense else head_loss
         self.hidden: HiddenLoss | None = None
         self.attention: HiddenLoss | None = None
         self._weights: dict[str, float] = {}
@@ -164,14 +169,17 @@ class Criterion(nn.Module):
 # The builders share one signature, so that the registry's rows are interchangeable.
 
 
-def cross_entropy(config: CrossEntropyConfig, matching: Matching) -> Criterion:  # noqa: ARG001
-    """Cross entropy with gold labels; ``matching`` is not looked at."""
+def cross_entropy(config: CrossEntropyConfig, matching: Matching) -> Criterion:
+    """Cross entropy with gold labels, or the squared error where these are numbers."""
     options = HeadLossOptions(label_smoothing=config.label_smoothing, memory=config.logits_memory << 20)
-    return Criterion(options, dense=config.head_loss == "dense")
+    return Criterion(options, dense=config.head_loss == "dense", regression=matching.regression)
 
 
-def kl_kd(config: KlKdConfig, matching: Matching) -> Criterion:  # noqa: ARG001
-    """Cross entropy and a divergence from the teacher's distribution; ``matching`` is not looked at."""
+def kl_kd(config: KlKdConfig, matching: Matching) -> Criterion:
+    """Cross entropy and a divergence from the teacher's distribution; squared errors from labels and teacher's numbers.
+
+    ``matching`` says which of the two.
+    """
     options = HeadLossOptions(
         ce_weight=config.ce_weight,
         kl_weight=config.kl_weight,
@@ -182,7 +190,7 @@ def kl_kd(config: KlKdConfig, matching: Matching) -> Criterion:  # noqa: ARG001
         skew=config.skew,
         top_k=config.teacher_top_k,
     )
-    return Criterion(options, dense=config.head_loss == "dense")
+    return Criterion(options, dense=config.head_loss == "dense", regression=matching.regression)
 
 
 def attention_kd(config: AttentionKdConfig, matching: Matching) -> Criterion:

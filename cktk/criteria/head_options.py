@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +34,12 @@ class HeadLossOptions:
     divergence: Divergence = "forward_kl"
     skew: float = 0.1
     top_k: int = 0
+
+
+#: (hidden, labels, head, teacher, options) -> the summed loss, and its parts to log.
+HeadLoss = Callable[
+    [Tensor, Tensor, HeadParams, "Teacher | SparseTargets | None", HeadLossOptions], tuple[Tensor, dict[str, Tensor]]
+]
 
 
 def check_labels(labels: Tensor, size: int) -> None:
