@@ -110,7 +110,10 @@ ARCHITECTURES = Registry(
 
 TASKS = Registry(
     "task",
-    {"translation": ("cktk.tasks.configs:TranslationConfig", "cktk.tasks.translation:TranslationTask")},
+    {
+        "translation": ("cktk.tasks.configs:TranslationConfig", "cktk.tasks.translation:TranslationTask"),
+        "summarization": ("cktk.tasks.configs:SummarizationConfig", "cktk.tasks.summarization:SummarizationTask"),
+    },
 )
 
 #: Metrics of a task and their options, which `cktk-generate` and `cktk-evaluate` choose by ``--task``.

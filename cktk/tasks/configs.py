@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cktk.config.options import option
+from cktk.evaluation.configs import RougeConfig
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,22 @@ class TranslationConfig(SequenceConfig):
     eval_lenpen: float = option(1.0, help="length penalty of that search")
     eval_max_len_a: float = option(1.5, help="A of its longest output, A x source tokens + B", minimum=0)
     eval_max_len_b: int = option(20, help="B of its longest output", minimum=1)
+
+
+@dataclass(frozen=True)
+class SummarizationConfig(SequenceConfig, RougeConfig):
+    """summarization"""
+
+    max_target_positions: int = option(
+        128, minimum=1, help="tokens of a summary, special ones included; what is beyond is cut (at most the model's)"
+    )
+    eval_rouge: bool = option(False, help="summarise the validation split by beam search: ROUGE-1, -2, -L and -Lsum")
+    eval_rouge_documents: int = option(0, help="summarise only the first so many documents; 0: all", minimum=0)
+    eval_beam: int = option(4, help="beam of that search", minimum=1)
+    eval_lenpen: float = option(1.0, help="length penalty of that search")
+    eval_min_len: int = option(0, help="its shortest summary, in tokens", minimum=0)
+    eval_max_len_a: float = option(0.0, help="A of its longest summary, A x source tokens + B", minimum=0)
+    eval_max_len_b: int = option(128, help="B of its longest summary", minimum=1)
+    eval_no_repeat_ngram_size: int = option(
+        0, help="no n-gram of this size occurs twice in a summary of that search; 0 is off", minimum=0
+    )

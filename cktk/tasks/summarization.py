@@ -1,0 +1,111 @@
+"""Summarization: a document and its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cktk.data.prompts import prompt_ids
+from cktk.data.shards import DataFolder
+from cktk.data.tokenizers import open_tokenizer
+from cktk.distributed.world import World
+from cktk.evaluation.rouge import score_summaries
+from cktk.generation.configs import SearchConfig
+from cktk.generation.translator import Translator
+from cktk.tasks.configs import SummarizationConfig
+from cktk.tasks.decoding import SplitGenerator
+from cktk.tasks.pairs import PairCorpus, PairRows, text_side
+from cktk.tasks.scoring import OutputScorer
+from cktk.tasks.sequence import SequenceTask
+
+_CHUNK_ROWS = 1 << 20
+
+
+class SummarizationTask(SequenceTask):
+    """Batches for sequence-to-sequence models from documents (column ``source``) and summaries (column ``target``).
+
+    Both are cut so that, with the tokens around them, they keep to the maximum positions of ``config`` and to
+    ``max_positions``, the most that the model takes. Raises `DataError` for a folder without these columns,
+    `ConfigError` for positions that leave no room for text.
+    """
+
+    def __init__(
+        self,
+        config: SummarizationConfig,
+        data: DataFolder,
+        *,
+        pad: int,
+        decoder_start: int | None,
+        max_positions: int | None = None,
+    ) -> None:
+        self._config = config
+        prompt = prompt_ids(open_tokenizer(data.tokenizer_path), config.source_prompt) if config.source_prompt else ()
+        limits = (config.max_source_positions, config.max_target_positions)
+        source, target = (min(limit, max_positions or limit) for limit in limits)
+        corpus = PairCorpus(
+            data.path.name,
+            data,
+            text_side(data, "source", "source", source, prompt),
+            text_side(data, "target", "target", target),
+        )
+        super().__init__(config, corpus, pad=pad, decoder_start=decoder_start)
+
+    def describe(self) -> list[str]:
+        """See `Task.describe`."""
+        lines = [self.describe_split("train", "documents with summaries")]
+        if blank := _blank(self.rows("train")):
+            lines.append(f"train: {blank} documents are empty; cktk-preprocess --empty-lines drop leaves them out")
+        return lines
+
+    def scorer(
+        self, model: Any, tokenizer: Any, split_name: str, world: World, max_tokens: int | None
+    ) -> OutputScorer | None:
+        """What a validation calls for ROUGE of ``split_name``; None where it is not wanted."""
+        config = self._config
+        if not config.eval_rouge:
+            return None
+        search = SearchConfig(
+            beam=config.eval_beam,
+            lenpen=config.eval_lenpen,
+            min_len=config.eval_min_len,
+            max_len_a=config.eval_max_len_a,
+            max_len_b=config.eval_max_len_b,
+            no_repeat_ngram_size=config.eval_no_repeat_ngram_size,
+        )
+        return OutputScorer(
+            self.rows(split_name),
+            self.decoding_start,
+            model,
+            tokenizer,
+            search,
+            self._score,
+            world,
+            first_rows=config.eval_rouge_documents,
+            max_tokens=max_tokens,
+        )
+
+    def _score(self, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+        """ROUGE by the names that logs have for it."""
+        config = self._config
+        scores = score_summaries(hypotheses, references, stemmer=config.rouge_stemmer, lsum=config.rouge_lsum)
+        return {name: value for name, value in scores.record().items() if name != "rouge_signature"}
+
+
+def _blank(rows: PairRows) -> int:
+    """How many documents of a split are empty; reads the offsets of the whole split."""
+    starts = range(0, len(rows), _CHUNK_ROWS)
+    chunks = (rows.split.lengths("source", start, min(start + _CHUNK_ROWS, len(rows))) for start in starts)
+    return sum(int((chunk == 0).sum()) for chunk in chunks)
+
+
+class SplitSummarizer(SplitGenerator):
+    """Summarises splits of ``data``."""
+
+    def __init__(self, translator: Translator, data: DataFolder, source_prompt: str = "") -> None:
+        config = SummarizationConfig(
+            source_prompt=source_prompt,
+            max_source_positions=translator.max_source_positions,
+            max_target_positions=translator.positions,
+        )
+        pad = translator.model.config.pad_token_id
+        super().__init__(translator, SummarizationTask(config, data, pad=pad, decoder_start=translator.decoder_start))
