@@ -24,6 +24,7 @@ from cktk.data.manifest import (
     IDS,
     MANIFEST,
     OFFSET,
+    REWRITE_RECORD,
     SCHEMA,
     TOKENIZER_FOLDER,
     VALUES,
@@ -187,6 +188,8 @@ class DataFolder:
 def _why_not_data(path: Path) -> str:
     if not path.is_dir():
         return f"{path}: no such data folder; make it with cktk-preprocess"
+    if (path / REWRITE_RECORD).is_file():
+        return f"{path}: was not finished ({MANIFEST} is missing); run the same cktk-generate --dest-dir again"
     if any(path.glob("*.idx")):
         return f"{path}: preprocessing was not finished ({MANIFEST} is missing); run the same cktk-preprocess again"
     return f"{path}: not a data folder ({MANIFEST} is missing); make one with cktk-preprocess"
