@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,14 @@ from cktk.architectures.adapter import Layout
 from cktk.architectures.capture import captured_projections, captured_states, pack
 from cktk.errors import ConfigError
 from cktk.protocols import AttentionStates, Batch, HeadParams, ModelOutput, StateRequest
+
+
+def encoder_inputs(config: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What an encoder of ``config`` reads; kinds of sentence only where it tells several apart (RoBERTa does not)."""
+    names = ["input_ids", "attention_mask"]
+    if getattr(config, "type_vocab_size", 1) > 1 and "token_type_ids" in inputs:
+        names.append("token_type_ids")
+    return {name: inputs[name] for name in names}
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class EncoderAdapter:
             captured_states(layers, wanted) as states,
             captured_projections(layers, attended, layout.blocks["encoder"], layout.projections) as blocks,
         ):
-            last: Tensor = base(**self._inputs(batch)).last_hidden_state
+            last: Tensor = base(**encoder_inputs(self.model.config, batch.inputs)).last_hidden_state
         rows = batch.rows("encoder")
         packed = pack(states, rows)
         output.hidden.update({("encoder", layer): packed[layer] for layer in wanted})
@@ -78,13 +86,6 @@ class EncoderAdapter:
         """
         linear = self._some_head().linear
         return HeadParams(weight=linear.weight, bias=linear.bias)
-
-    def _inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """What the encoder reads; kinds of sentence only where the model tells several apart (RoBERTa does not)."""
-        names = ["input_ids", "attention_mask"]
-        if getattr(self.model.config, "type_vocab_size", 1) > 1 and "token_type_ids" in batch.inputs:
-            names.append("token_type_ids")
-        return {name: batch.inputs[name] for name in names}
 
     def _head_input(self, last: Tensor, scored: Tensor) -> Tensor:
         head = self._some_head()

@@ -1,0 +1,80 @@
+"""Micro-batches of the rows of one split, in training, in validation, and shard by shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cktk.data.batch_config import BatchingConfig
+from cktk.data.batching import Int64s
+from cktk.data.iterators import MicroBatches
+from cktk.protocols import Batch
+
+
+class Rows(Protocol):
+    """The rows of a split as models see them."""
+
+    @property
+    def shard_rows(self) -> Sequence[int]:
+        """The numbers of rows of its shards."""
+
+    def lengths(self, start: int, stop: int) -> Int64s:
+        """(stop - start, 2): source and target lengths of those rows."""
+
+
+#: Makes the batch of rows of a split.
+Load = Callable[[Sequence[int]], Batch]
+
+
+def split_batches(
+    rows: Rows, load: Load, batching: BatchingConfig, *, shuffle: bool, seed: int, rank: int = 0, world: int = 1
+) -> MicroBatches:
+    """This rank's micro-batches of all ``rows``; without ``shuffle`` an epoch is always the whole split."""
+    return MicroBatches(
+        rows.shard_rows,
+        rows.lengths,
+        load,
+        max_tokens=batching.token_budget,
+        batch_size=batching.batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        rank=rank,
+        world=world,
+        # Workers start anew with each pass, which a short validation does not pay back.
+        num_workers=batching.num_workers if shuffle else 0,
+        samples_per_epoch=batching.samples_per_epoch if shuffle else None,
+    )
+
+
+def shard_batches(rows: Rows, load: Load, shard: int, batching: BatchingConfig) -> Iterator[Batch]:
+    """See `FixedRows.shard_batches`; within 65,536 neighbours batches run from short to long."""
+    first = sum(rows.shard_rows[:shard])
+    batches = MicroBatches(
+        rows.shard_rows[shard : shard + 1],
+        lambda start, stop: rows.lengths(first + start, first + stop),
+        partial(_load_from, load, first),
+        max_tokens=batching.token_budget,
+        batch_size=batching.batch_size,
+        shuffle=False,
+        seed=0,
+        num_workers=batching.num_workers,
+    )
+    while found := batches.next_update(1):
+        yield from found
+
+
+def _load_from(load: Load, first: int, ids: Sequence[int]) -> Batch:
+    return load([first + index for index in ids])
+
+
+def padded(rows: Sequence[npt.NDArray[Any]], fill: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
+    """``rows`` below one another, filled up with ``fill``, and the mask of what is not filling: both (B, longest)."""
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    ids = np.full(mask.shape, fill, np.int64)
+    ids[mask] = np.concatenate(rows)
+    return ids, mask
