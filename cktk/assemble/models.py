@@ -19,6 +19,7 @@ from cktk.architectures.spec import StudentSpec
 from cktk.architectures.vocabulary import check_student, check_vocabularies, folder_vocabulary
 from cktk.assemble.recorded_teacher import RecordedTeacher
 from cktk.config.command import Settings
+from cktk.data.corpora import Corpora
 from cktk.data.shards import DataFolder
 from cktk.distributed.world import World
 from cktk.engine.checkpoint import Checkpoint
@@ -67,7 +68,7 @@ class Models:
 class ModelLoader:
     """Opens models that have to be of the student's family and to share the data's vocabulary."""
 
-    def __init__(self, family: Family, data: DataFolder, allow_bin_weights: bool) -> None:
+    def __init__(self, family: Family, data: DataFolder | Corpora, allow_bin_weights: bool) -> None:
         self._family, self._data, self._allow_bin_weights = family, data, allow_bin_weights
 
     def __call__(self, name: str, path: str | Path) -> PreTrainedModel:
@@ -82,7 +83,7 @@ class ModelLoader:
         return model
 
 
-def make_models(settings: Settings, data: DataFolder, world: World, checkpoint: Checkpoint | None) -> Models:
+def make_models(settings: Settings, data: DataFolder | Corpora, world: World, checkpoint: Checkpoint | None) -> Models:
     """The models of a run; the student is that of ``checkpoint`` where there is one."""
     config = settings.section(ModelsConfig)
     arch, student_config = settings.component("arch")
@@ -157,7 +158,7 @@ def _new_student(
     family: Family,
     config: StudentConfig,
     base: PreTrainedConfig | None,
-    data: DataFolder,
+    data: DataFolder | Corpora,
 ) -> PreTrainedModel:
     """A student shaped after ``base``, its teacher's configuration, with random weights."""
     spec = StudentSpec.of(config)

@@ -14,8 +14,8 @@ from cktk.assemble.objective import describe_matching, make_schedule, make_step,
 from cktk.assemble.recorded_teacher import RecordedTeacher
 from cktk.config.command import Settings
 from cktk.data.batch_config import BatchingConfig
-from cktk.data.iterators import MicroBatches
-from cktk.data.shards import DataFolder
+from cktk.data.corpora import Corpora
+from cktk.data.iterators import PlannedBatches
 from cktk.distributed import world as distributed
 from cktk.distributed.world import World
 from cktk.engine.callbacks import MetricLog, ProgressBar
@@ -32,7 +32,7 @@ from cktk.errors import ConfigError
 from cktk.metrics.writers import JsonlWriter, TensorBoardWriter, Writer
 from cktk.protocols import Batch, Side
 from cktk.registry import TASKS
-from cktk.tasks.base import Task, TaskBuilder
+from cktk.tasks.base import SeveralCorpora, Task, TaskBuilder
 from cktk.utils.log import logger, setup_logging
 from cktk.utils.rng import seed_everything_from
 
@@ -79,7 +79,7 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
     """All objects of a run, with ``checkpoint`` restored where there is one, and what is matched in words."""
     run, updates = settings.section(RunConfig), settings.section(UpdateConfig)
     validation = settings.section(ValidationConfig)
-    data = DataFolder(settings.section(ModelsConfig).data)
+    data = Corpora.open(settings.section(ModelsConfig).data)
     if world.is_main and settings.section(ModelsConfig).verify_data:
         data.verify()
     if not validation.disable_validation and validation.valid_subset not in data.splits:
@@ -95,7 +95,7 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
         models.start(_sample(task, settings, list(models.shape(models.student).sides)))
     if isinstance(models.teacher, RecordedTeacher):
         splits = ["train", *([] if validation.disable_validation else [validation.valid_subset])]
-        models.teacher.check(settings, data, task, splits)
+        models.teacher.check(settings, data.single("--teacher-cache"), task, splits)
     if checkpoint is None:
         inherited = models.teacher if models.teacher is not None else models.student
         settings_of = getattr(inherited, "generation_config", None)  # encoders have none
@@ -145,7 +145,7 @@ def _checkpoint(run: Path, config: CheckpointConfig) -> Checkpoint | None:
     return newest
 
 
-def _task(settings: Settings, data: DataFolder, models: Models) -> Task:
+def _task(settings: Settings, data: Corpora, models: Models) -> Task:
     name, config = settings.component("task")
     make: TaskBuilder = TASKS.target(name)
     for side in getattr(make, "sides", ()):
@@ -166,18 +166,28 @@ def _validator(
     config, batching = settings.section(ValidationConfig), settings.section(BatchingConfig)
     if config.disable_validation:
         return None
-    seed = settings.section(RunConfig).seed
-    passes = partial(task.iterator, config.valid_subset, batching, False, seed, world.rank, world.size)
     scorer = task.scorer(models.student, models.tokenizer, config.valid_subset, world, batching.token_budget)
     if isinstance(models.teacher, RecordedTeacher):
         teacher = models.teacher.on_split(config.valid_subset, step.train_criterion.needs())
-    validator = Validator(step, teacher, partial(_one_pass, passes), world, scorer)
+    passes = {name: partial(_one_pass, start) for name, start in _passes(settings, task, world).items()}
+    validator = Validator(step, teacher, passes, world, scorer, getattr(task, "validation_sums", {}))
     # What is wrong with the split or the metric is told now and not at the end of the first epoch.
     validator.check(config.best_checkpoint_metric)
     return validator
 
 
-def _one_pass(make: Callable[[], MicroBatches]) -> Iterator[Batch]:
+def _passes(settings: Settings, task: Task, world: World) -> dict[str, Callable[[], PlannedBatches]]:
+    """What starts a pass over the validation split of each corpus, by name ("" where there are no several)."""
+    split, batching = settings.section(ValidationConfig).valid_subset, settings.section(BatchingConfig)
+    names = task.corpora(split) if isinstance(task, SeveralCorpora) else []
+    if len(names) > 1:
+        assert isinstance(task, SeveralCorpora)
+        return {name: partial(task.corpus_pass, name, split, batching, world.rank, world.size) for name in names}
+    seed = settings.section(RunConfig).seed
+    return {"": partial(task.iterator, split, batching, False, seed, world.rank, world.size)}
+
+
+def _one_pass(make: Callable[[], PlannedBatches]) -> Iterator[Batch]:
     """This rank's micro-batches of one pass over a split."""
     batches = make()
     while found := batches.next_update(1):

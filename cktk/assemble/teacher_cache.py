@@ -25,6 +25,7 @@ from cktk.criteria import targets as sparse
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.cache_config import CachedStatesConfig, TeacherCacheConfig
 from cktk.data.cache_writer import cache_shard, prepare_cache, write_cache_manifest
+from cktk.data.corpora import Corpora
 from cktk.data.shards import DataFolder
 from cktk.data.teacher_cache import SIDES, TEACHER_FOLDER, CacheKey, finished_cache_shard, shard_fingerprint
 from cktk.distributed import world as distributed
@@ -199,7 +200,7 @@ def _fixed_task(settings: Settings, data: DataFolder, family: Family, teacher: P
     name, config = settings.component("task")
     task = TASKS.target(name)(
         config,
-        data,
+        Corpora.of(data),
         pad=teacher.config.pad_token_id,
         decoder_start=family.decoder_start(teacher.config),
         max_positions=family.shape(teacher.config).positions,

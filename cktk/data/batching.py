@@ -7,8 +7,9 @@ into micro-batches, and these are shuffled. Everything follows from (seed, pass,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,68 @@ def cut_batches(longest: Sequence[int], max_tokens: int | None, batch_size: int 
     return bounds
 
 
+class Plan(NamedTuple):
+    """The micro-batches of a window in order, and the longest side of each row that exceeds the budget by itself."""
+
+    batches: list[Int64s]
+    beyond: Int64s
+
+
+class Planner(Protocol):
+    """Decides what the micro-batches are. A pass has windows; rows are numbers that mean something to the planner."""
+
+    @property
+    def rows(self) -> int:
+        """Rows in a pass."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What the plan follows from, as JSON values; ``max_tokens`` is among them."""
+
+    def window_count(self, pass_: int) -> int:
+        """How many windows pass ``pass_`` has."""
+
+    def plan(self, pass_: int, window: int) -> Plan:
+        """The micro-batches of a window."""
+
+    def items(self, rows: Int64s) -> list[Any]:
+        """What the batch of ``rows`` of the window planned last is loaded from."""
+
+    def state(self, pass_: int, window: int) -> Mapping[str, Any]:
+        """What has to be kept, as JSON values, to plan from ``window`` on in another process."""
+
+    def load_state(self, pass_: int, window: int, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave for that window."""
+
+
+def cut_window(
+    rows: Int64s, lengths: Int64s, rng: np.random.Generator | None, max_tokens: int | None, batch_size: int | None
+) -> Plan:
+    """Sort ``rows`` with ``lengths`` (n, 2) by (target, source) length, and cut them into micro-batches.
+
+    With ``rng`` rows of equal lengths stand in random order, and so do the micro-batches.
+    """
+    if rng is not None:
+        order = rng.permutation(len(rows))
+        rows, lengths = rows[order], lengths[order]
+    order = np.lexsort((lengths[:, 0], lengths[:, 1]))
+    longest = lengths.max(axis=1)[order]
+    bounds = cut_batches(longest.tolist(), max_tokens, batch_size)
+    rows = rows[order]
+    batches = [rows[start:stop] for start, stop in pairwise(bounds)]
+    if rng is not None:
+        batches = [batches[index] for index in rng.permutation(len(batches))]
+    return Plan(batches, longest[longest > max_tokens] if max_tokens else longest[:0])
+
+
+def blocks_of(shard_rows: Sequence[int], block_rows: int) -> Int64s:
+    """(blocks, 2): first row and end of the blocks of at most ``block_rows`` neighbours; none reaches over a shard."""
+    ends = np.cumsum(shard_rows, dtype=np.int64)
+    starts = [np.arange(end - rows, end, block_rows) for end, rows in zip(ends, shard_rows, strict=True)]
+    stops = [np.minimum(start + block_rows, end) for start, end in zip(starts, ends, strict=True)]
+    return np.stack([np.concatenate([np.empty(0, np.int64), *part]) for part in (starts, stops)], axis=1)
+
+
 class WindowPlanner:
     """The micro-batches of any window of any pass over a split whose shards have ``shard_rows`` rows.
 
@@ -59,10 +122,17 @@ class WindowPlanner:
         window_rows: int,
         block_rows: int,
     ) -> None:
-        ends = np.cumsum(shard_rows, dtype=np.int64)
-        starts = [np.arange(end - rows, end, block_rows) for end, rows in zip(ends, shard_rows, strict=True)]
-        stops = [np.minimum(start + block_rows, end) for start, end in zip(starts, ends, strict=True)]
-        self._blocks = np.stack([np.concatenate([np.empty(0, np.int64), *part]) for part in (starts, stops)], axis=1)
+        self.rows = sum(shard_rows)
+        self.settings = {
+            "rows": self.rows,
+            "max_tokens": max_tokens,
+            "batch_size": batch_size,
+            "shuffle": shuffle,
+            "seed": seed,
+            "window_rows": window_rows,
+            "block_rows": block_rows,
+        }
+        self._blocks = blocks_of(shard_rows, block_rows)
         self._lengths = lengths
         self._max_tokens = max_tokens
         self._batch_size = batch_size
@@ -75,26 +145,24 @@ class WindowPlanner:
         """How many windows pass ``pass_`` has."""
         return len(self._windows(pass_))
 
-    def plan(self, pass_: int, window: int) -> tuple[list[Int64s], Int64s]:
-        """The micro-batches of a window in order, as row numbers of the split, and the lengths beyond the budget.
-
-        The second result holds the longest side of each row that exceeds the token budget by itself.
-        """
+    def plan(self, pass_: int, window: int) -> Plan:
+        """See `Planner.plan`; rows are those of the split."""
         blocks = self._windows(pass_)[window]
         rows = np.concatenate([np.arange(start, stop) for start, stop in blocks])
         lengths = np.concatenate([self._lengths(int(start), int(stop)) for start, stop in blocks])
-        rng = self._generator(pass_, 1 + window)
-        if self._shuffle:  # rows of equal lengths meet others in each pass
-            order = rng.permutation(len(rows))
-            rows, lengths = rows[order], lengths[order]
-        order = np.lexsort((lengths[:, 0], lengths[:, 1]))
-        longest = lengths.max(axis=1)[order]
-        bounds = cut_batches(longest.tolist(), self._max_tokens, self._batch_size)
-        rows = rows[order]
-        batches = [rows[start:stop] for start, stop in pairwise(bounds)]
-        if self._shuffle:
-            batches = [batches[index] for index in rng.permutation(len(batches))]
-        return batches, longest[longest > self._max_tokens] if self._max_tokens else longest[:0]
+        rng = self._generator(pass_, 1 + window) if self._shuffle else None
+        return cut_window(rows, lengths, rng, self._max_tokens, self._batch_size)
+
+    def items(self, rows: Int64s) -> list[Any]:
+        """The row numbers themselves."""
+        return list(rows.tolist())
+
+    def state(self, pass_: int, window: int) -> dict[str, Any]:  # noqa: ARG002
+        """Nothing: all follows from the settings."""
+        return {}
+
+    def load_state(self, pass_: int, window: int, state: Mapping[str, Any]) -> None:
+        """Nothing; see `state`."""
 
     def _windows(self, pass_: int) -> list[Int64s]:
         if self._pass is None or self._pass[0] != pass_:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from cktk.data.batching import Lengths, WindowPlanner
+from cktk.data.batching import Lengths, Planner, WindowPlanner
 from cktk.errors import CheckpointError, CktkError
 from cktk.protocols import Batch
 
@@ -36,51 +36,40 @@ class _Position:
 class _Share:
     """What a rank gets of ``world`` consecutive micro-batches, and the position behind all of them."""
 
-    rows: list[int]
+    items: list[Any]
     dummy: bool
     after: _Position
 
 
-class MicroBatches:
-    """The micro-batches of a split, epoch after epoch, dealt to the ranks in turn.
+class PlannedBatches:
+    """The micro-batches that ``planner`` plans, epoch after epoch, dealt to the ranks in turn.
 
-    ``lengths`` gives the sides of rows as the model will see them and ``load`` makes the batch of given rows. The order
-    depends on ``seed`` and the data alone; which rank gets a micro-batch is its place in the order modulo ``world``.
-    ``max_tokens`` bounds rows x longest side; a row that exceeds it alone makes a micro-batch of its own, is counted in
-    `oversized`, and the first one is logged as a warning. Without ``samples_per_epoch`` an epoch is one pass over the
-    split; with it, an epoch ends with the micro-batch that reaches that many sentences, and the next one goes on behind
-    it. ``window_rows`` rows are sorted by length together; a window is made of blocks of ``block_rows`` neighbours.
+    ``load`` makes a batch of what the planner has as `Planner.items`. The order is the planner's alone; which rank gets
+    a micro-batch is its place in the order modulo ``world``. A row that exceeds the token budget alone makes a
+    micro-batch of its own, is counted in `oversized`, and the first one is logged as a warning. Without
+    ``samples_per_epoch`` an epoch is one pass of the planner; with it, an epoch ends with the micro-batch that reaches
+    that many sentences, and the next one goes on behind it.
     """
 
     def __init__(
         self,
-        shard_rows: Sequence[int],
-        lengths: Lengths,
-        load: Callable[[Sequence[int]], Batch],
+        planner: Planner,
+        load: Callable[[Sequence[Any]], Batch],
         *,
-        max_tokens: int | None,
-        batch_size: int | None,
-        shuffle: bool,
-        seed: int,
         rank: int = 0,
         world: int = 1,
         num_workers: int = 0,
         samples_per_epoch: int | None = None,
-        window_rows: int = 65_536,
-        block_rows: int = 1_024,
     ) -> None:
         self.oversized = 0
-        self._rows = sum(shard_rows)
+        self._planner = planner
         self._load = load
         self._rank = rank
         self._world = world
         self._num_workers = num_workers
         self._samples_per_epoch = samples_per_epoch
-        order = {"max_tokens": max_tokens, "batch_size": batch_size, "shuffle": shuffle, "seed": seed}
-        windows = {"window_rows": window_rows, "block_rows": block_rows}
-        self._planner = WindowPlanner(shard_rows, lengths, **order, **windows)  # type: ignore[arg-type]
         # What the order follows from: a state is only good for the same.
-        self._plan = {"rows": self._rows, **order, "samples_per_epoch": samples_per_epoch, **windows}
+        self._plan = {"samples_per_epoch": samples_per_epoch, **planner.settings}
         self._at = _Position()
         self._stream: Iterator[tuple[_Share, Batch]] | None = None
 
@@ -91,7 +80,7 @@ class MicroBatches:
 
     def epoch_fraction(self) -> float:
         """How much of the epoch is consumed, from 0 to 1."""
-        return min(1.0, self._at.samples / (self._samples_per_epoch or self._rows or 1))
+        return min(1.0, self._at.samples / (self._samples_per_epoch or self._planner.rows or 1))
 
     def next_update(self, n: int) -> list[Batch] | None:
         """This rank's next ``n`` micro-batches, or fewer at the end of the epoch; None once when it has ended.
@@ -115,32 +104,36 @@ class MicroBatches:
 
     def state_dict(self) -> dict[str, Any]:
         """The position as JSON values. Batches that workers hold ready but nobody took are not counted."""
-        return {**asdict(self._at), "plan": dict(self._plan)}
+        state = {**asdict(self._at), "plan": dict(self._plan)}
+        if found := self._planner.state(self._at.passes, self._at.window):
+            state["planner"] = dict(found)
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the position of ``state``; raises `CheckpointError` if it belongs to other data or other settings."""
         for name, value in self._plan.items():
-            if (saved := state["plan"][name]) != value:
+            if (saved := state["plan"].get(name)) != value:
                 raise CheckpointError(
                     f"the checkpoint's data position does not fit this run: {name} was {saved} and is {value} now; "
                     "continue with the data and settings it was saved with, or start a new run"
                 )
         self._at = _Position(**{name: int(state[name]) for name in asdict(self._at)})
+        self._planner.load_state(self._at.passes, self._at.window, state.get("planner", {}))
         self._stream = None
 
     def _batches(self, shares: Iterator[_Share]) -> Iterator[tuple[_Share, Batch]]:
-        """Load the rows of each share, in place or ahead of need by workers."""
+        """Load the items of each share, in place or ahead of need by workers."""
         loader = _Loader(self._load)
         if not self._num_workers:
             for share in shares:
-                yield share, loader.unpack(loader[share.rows], share.dummy)
+                yield share, loader.unpack(loader[share.items], share.dummy)
             return
         planned: deque[_Share] = deque()
 
-        def sampler() -> Iterator[list[int]]:
+        def sampler() -> Iterator[list[Any]]:
             for share in shares:
                 planned.append(share)
-                yield share.rows
+                yield share.items
 
         # With its own generator the DataLoader leaves torch's global random state alone.
         workers: DataLoader[Any] = DataLoader(
@@ -160,10 +153,10 @@ class MicroBatches:
         walk = self._walk(at)
         while batches := list(islice(walk, self._world)):
             dummy = self._rank >= len(batches)
-            rows, _ = batches[0 if dummy else self._rank]
-            yield _Share(rows.tolist(), dummy, after=batches[-1][1])
+            items, _ = batches[0 if dummy else self._rank]
+            yield _Share(items, dummy, after=batches[-1][1])
 
-    def _walk(self, at: _Position) -> Iterator[tuple[np.ndarray[Any, Any], _Position]]:
+    def _walk(self, at: _Position) -> Iterator[tuple[list[Any], _Position]]:
         """All micro-batches from ``at`` to the end of the epoch, each with the position behind it."""
         while not self._epoch_ends(at):
             at = self._next_pass(at)
@@ -178,12 +171,12 @@ class MicroBatches:
                     micro_batches=at.micro_batches + 1,
                     samples=at.samples + len(rows),
                 )
-                yield rows, at
+                yield self._planner.items(rows), at
                 if self._epoch_ends(at):
                     return
 
     def _epoch_ends(self, at: _Position) -> bool:
-        if self._samples_per_epoch and self._rows:
+        if self._samples_per_epoch and self._planner.rows:
             return at.samples >= self._samples_per_epoch
         return at.window == self._planner.window_count(at.passes)
 
@@ -197,26 +190,66 @@ class MicroBatches:
         if len(lengths) and not self.oversized:
             _log.warning(
                 "a sentence of %d tokens is longer than --max-tokens %d and makes a micro-batch of its own; "
-                "raise --max-tokens or lower --max-source-positions and --max-target-positions",
+                "raise --max-tokens, or have texts cut shorter (--max-source-positions, --max-target-positions, "
+                "--tokens-per-sample)",
                 lengths.max(),
                 self._plan["max_tokens"],
             )
         self.oversized += len(lengths)
 
 
+class MicroBatches(PlannedBatches):
+    """The micro-batches of a split whose shards have ``shard_rows`` rows.
+
+    ``lengths`` gives the sides of rows as the model will see them and ``load`` makes the batch of given rows. The order
+    depends on ``seed`` and the data alone. ``max_tokens`` bounds rows x longest side; ``window_rows`` rows are sorted
+    by length together; a window is made of blocks of ``block_rows`` neighbours.
+    """
+
+    def __init__(
+        self,
+        shard_rows: Sequence[int],
+        lengths: Lengths,
+        load: Callable[[Sequence[int]], Batch],
+        *,
+        max_tokens: int | None,
+        batch_size: int | None,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        num_workers: int = 0,
+        samples_per_epoch: int | None = None,
+        window_rows: int = 65_536,
+        block_rows: int = 1_024,
+    ) -> None:
+        planner = WindowPlanner(
+            shard_rows,
+            lengths,
+            max_tokens=max_tokens,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            window_rows=window_rows,
+            block_rows=block_rows,
+        )
+        dealing = {"rank": rank, "world": world, "num_workers": num_workers}
+        super().__init__(planner, load, samples_per_epoch=samples_per_epoch, **dealing)
+
+
 class _Loader(Dataset[Any]):
-    """What a worker runs: rows -> the parts of their batch as arrays, or the error that the user should see.
+    """What a worker runs: items -> the parts of their batch as arrays, or the error that the user should see.
 
     Arrays go through the worker's pipe. Tensors would take a descriptor each and room in /dev/shm, of which containers
     have little; errors raised in a worker would arrive with a traceback in their message.
     """
 
-    def __init__(self, load: Callable[[Sequence[int]], Batch]) -> None:
+    def __init__(self, load: Callable[[Sequence[Any]], Batch]) -> None:
         self._load = load
 
-    def __getitem__(self, rows: list[int]) -> tuple[dict[str, Any], Any, list[int]] | CktkError:
+    def __getitem__(self, items: list[Any]) -> tuple[dict[str, Any], Any, list[int]] | CktkError:
         try:
-            batch = self._load(rows)
+            batch = self._load(items)
         except CktkError as error:
             return error
         return {name: tensor.numpy() for name, tensor in batch.inputs.items()}, batch.labels.numpy(), batch.ids

@@ -107,7 +107,9 @@ class ValidationConfig:
 class ModelsConfig:
     """Data and teacher"""
 
-    data: str = option(help="folder that cktk-preprocess wrote", positional=True)
+    data: tuple[str, ...] = option(
+        help="folder that cktk-preprocess wrote, or several with one tokenizer", positional=True
+    )
     teacher: str | None = option(None, help="model folder or hub name to distil from (default: train from scratch)")
     teacher_cache: str | None = option(
         None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -15,7 +15,7 @@ from cktk.engine.step import Step
 from cktk.engine.teacher import Teacher
 from cktk.engine.totals import Totals, global_counts
 from cktk.errors import ConfigError, DataError
-from cktk.protocols import Batch
+from cktk.protocols import Batch, Unit
 from cktk.utils.words import unknown_name
 
 #: Further figures of a validation, e.g. BLEU; called on all ranks with the student in eval mode.
@@ -25,25 +25,28 @@ Scorer = Callable[[], Mapping[str, float]]
 class Validator:
     """Averages every part of the criterion over a split, with the same units as in training.
 
-    Statistics (CKA) are merged over the whole split, so that their value does not depend on the batches.
-    ``batches`` starts a new pass over this rank's share of the split, dummies included.
+    Statistics (CKA) are merged over the whole split, so that their value does not depend on the batches. ``passes``
+    start a new pass over this rank's share of the split, dummies included: one, or one for each of several corpora, by
+    name. With several, the parts that are sums (not the merged statistics, nor ``loss`` with them) are also given for
+    each corpus as ``kl/NAME``. ``sums`` name further figures that are sums of parts, where all of these are there.
     """
 
     def __init__(
         self,
         step: Step,
         teacher: Teacher | None,
-        batches: Callable[[], Iterator[Batch]],
+        passes: Mapping[str, Callable[[], Iterator[Batch]]],
         world: World,
         scorer: Scorer | None = None,
+        sums: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self._step, self._teacher, self._batches = step, teacher, batches
-        self._world, self._scorer = world, scorer
+        self._step, self._teacher, self._passes = step, teacher, passes
+        self._world, self._scorer, self._sums = world, scorer, sums or {}
 
     def check(self, metric: str) -> None:
         """Raise `ConfigError` unless a validation will give ``metric``; looks at one micro-batch."""
         with evaluation_mode(self._step), torch.no_grad():
-            known = {*self._losses(islice(self._batches(), 1)), *(("bleu", "chrf") if self._scorer else ())}
+            known = {*self._losses(1), *(("bleu", "chrf") if self._scorer else ())}
         if metric not in known:
             names = sorted(name for name in known if "/" not in name)
             hint = " (bleu and chrf need --eval-bleu)" if metric in ("bleu", "chrf") else ""
@@ -52,30 +55,57 @@ class Validator:
     def run(self) -> dict[str, float]:
         """All figures of one validation; the student's mode is what it was before."""
         with evaluation_mode(self._step), torch.no_grad():
-            values = self._losses(self._batches())
+            values = self._losses()
             if self._scorer:
                 values.update(self._scorer())
         return values
 
-    def _losses(self, batches: Iterable[Batch]) -> dict[str, float]:
+    def _losses(self, most: int | None = None) -> dict[str, float]:
+        """The figures of the first ``most`` micro-batches (None: all) of each pass."""
         criterion = self._step.train_criterion
-        totals, seen = Totals(), []
+        parts: dict[str, _Part] = {}
         statistics: Any = None
-        for batch in batches:
-            batch = batch.to(self._world.device)
-            teacher = self._teacher.states(batch) if self._teacher else None
-            output = self._step("evaluate", batch, teacher, prior=statistics)
-            totals.add(output.totals)
-            seen.append(batch.counts())
-            statistics = output.statistics
-        if not seen:
-            raise DataError("the validation split is empty; give another --valid-subset or --disable-validation")
+        for name, start in self._passes.items():
+            parts[name] = part = _Part()
+            for batch in islice(start(), most):
+                batch = batch.to(self._world.device)
+                teacher = self._teacher.states(batch) if self._teacher else None
+                output = self._step("evaluate", batch, teacher, prior=statistics)
+                part.totals.add(output.totals)
+                part.seen.append(batch.counts())
+                statistics = output.statistics
+            if not part.seen:
+                split = f"the validation split of {name}" if name else "the validation split"
+                raise DataError(f"{split} is empty; give another --valid-subset or --disable-validation")
+        whole = _Part()
+        for part in parts.values():
+            whole.totals.add(part.totals)
+            whole.seen += part.seen
         if statistics is not None:
             pooled = criterion.pool(statistics, self._world.all_reduce)
-            totals.take(criterion.pooled_term(criterion.coefficients(pooled)))
-        return totals.averages(
-            global_counts(seen, self._world.device, self._world.all_reduce)[0], self._world.all_reduce
-        )
+            whole.totals.take(criterion.pooled_term(criterion.coefficients(pooled)))
+        values = self._averages(whole)
+        for name, part in parts.items() if len(parts) > 1 else ():
+            hidden = {"loss"} if statistics is not None else set()
+            own = self._averages(part).items()
+            values |= {f"{key}/{name}": value for key, value in own if "/" not in key and key not in hidden}
+        return values
+
+    def _averages(self, part: _Part) -> dict[str, float]:
+        reduce = self._world.all_reduce
+        values = part.totals.averages(global_counts(part.seen, self._world.device, reduce)[0], reduce)
+        for name, addends in self._sums.items():
+            if all(addend in values for addend in addends):
+                values[name] = sum(values[addend] for addend in addends)
+        return values
+
+
+class _Part:
+    """What was seen of one corpus, or of all."""
+
+    def __init__(self) -> None:
+        self.totals = Totals()
+        self.seen: list[dict[Unit, int]] = []
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from cktk.data.batch_config import BatchingConfig
-from cktk.data.iterators import MicroBatches
-from cktk.data.shards import DataFolder
+from cktk.data.corpora import Corpora
+from cktk.data.iterators import PlannedBatches
 from cktk.distributed.world import World
 from cktk.protocols import Batch, Side, Template
 
@@ -27,7 +27,7 @@ class Task(Protocol):
 
     def iterator(
         self, split_name: str, batching: BatchingConfig, shuffle: bool, seed: int, rank: int, world: int
-    ) -> MicroBatches:
+    ) -> PlannedBatches:
         """This rank's micro-batches of a split; raises `DataError` for a split that is not there."""
 
     def scorer(
@@ -37,6 +37,19 @@ class Task(Protocol):
 
         ``max_tokens`` is the budget of a batch in training.
         """
+
+
+@runtime_checkable
+class SeveralCorpora(Protocol):
+    """What a task offers beyond `Task` if it may train on several corpora: validation of each by itself."""
+
+    def corpora(self, split_name: str) -> list[str]:
+        """The corpora that have the split, by name."""
+
+    def corpus_pass(
+        self, corpus: str, split_name: str, batching: BatchingConfig, rank: int, world: int
+    ) -> PlannedBatches:
+        """This rank's micro-batches of one corpus' split, whose epochs are the whole of it, not shuffled."""
 
 
 @runtime_checkable
@@ -64,5 +77,5 @@ class TaskBuilder(Protocol):
     """
 
     def __call__(
-        self, config: Any, data: DataFolder, *, pad: int, decoder_start: int | None, max_positions: int | None
+        self, config: Any, data: Corpora, *, pad: int, decoder_start: int | None, max_positions: int | None
     ) -> Task: ...

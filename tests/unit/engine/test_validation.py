@@ -14,7 +14,7 @@ from tests.unit.engine.test_update import LENGTHS, naive_gradients, split
 
 def validator(sizes: list[int], **options: float) -> tuple[Validator, torch.nn.Module]:
     updater = parts.updater("cka_kd", **options)
-    return Validator(updater.step, updater.teacher, lambda: iter(split(sizes)), parts.CPU), updater.step
+    return Validator(updater.step, updater.teacher, {"": lambda: iter(split(sizes))}, parts.CPU), updater.step
 
 
 def test_figures_are_those_of_the_whole_split_however_it_is_batched() -> None:
@@ -44,7 +44,7 @@ def test_the_mode_returns_after_an_error() -> None:
     updater = parts.updater("cka_kd")
     updater.step.train()
     with pytest.raises(DataError):
-        Validator(updater.step, updater.teacher, broken, parts.CPU).run()
+        Validator(updater.step, updater.teacher, {"": broken}, parts.CPU).run()
     assert updater.step.training
 
 
@@ -56,3 +56,30 @@ def test_a_metric_that_no_validation_gives_is_refused_early() -> None:
         one.check("kll")
     with pytest.raises(ConfigError, match="--eval-bleu"):
         one.check("bleu")
+
+
+def test_several_corpora_give_the_figures_of_each_and_of_all() -> None:
+    updater = parts.updater("cka_kd")
+    whole, few, rest = split([8]), split([3, 5])[:1], split([3, 5])[1:]
+    passes = {"en": lambda: iter(few), "fr": lambda: iter(rest)}
+    sums = {"clm_kl": ("ce", "kl"), "other": ("ce", "nothing")}
+    values = Validator(updater.step, updater.teacher, passes, parts.CPU, sums=sums).run()
+    alone = Validator(updater.step, updater.teacher, {"": lambda: iter(whole)}, parts.CPU).run()
+    assert {name: values[name] for name in alone} == pytest.approx(alone, rel=1e-10)
+    for name, batches in (("en", few), ("fr", rest)):
+        own = Validator(updater.step, updater.teacher, {"": lambda batches=batches: iter(batches)}, parts.CPU).run()
+        assert values[f"kl/{name}"] == pytest.approx(own["kl"], rel=1e-12)
+        assert values[f"ce/{name}"] == pytest.approx(own["ce"], rel=1e-12)
+        assert values[f"clm_kl/{name}"] == pytest.approx(own["kl"] + own["ce"], rel=1e-12)
+        assert f"loss/{name}" not in values and f"cka/{name}" not in values
+    assert values["clm_kl"] == pytest.approx(alone["kl"] + alone["ce"], rel=1e-10) and "other" not in values
+    tokens = [sum(batch.counts()["target_token"] for batch in batches) for batches in (few, rest)]
+    mean = (tokens[0] * values["kl/en"] + tokens[1] * values["kl/fr"]) / sum(tokens)
+    assert values["kl"] == pytest.approx(mean, rel=1e-10) and values["kl/en"] != pytest.approx(values["kl/fr"])
+
+
+def test_an_empty_corpus_is_named() -> None:
+    updater = parts.updater("cka_kd")
+    passes = {"en": lambda: iter(split([8])), "fr": lambda: iter(())}
+    with pytest.raises(DataError, match="the validation split of fr is empty"):
+        Validator(updater.step, updater.teacher, passes, parts.CPU).run()
