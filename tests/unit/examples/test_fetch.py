@@ -67,13 +67,17 @@ def fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The module, with a held-out list of its own: valid holds "second tool", test "Another one."."""
     module = load("fetch")
     held_out = tmp_path / "held_out.txt"
-    held_out.write_text(f"valid {module.digest('second tool')}\ntest {module.digest('Another one.')}\n")
+    held_out.write_text(
+        f"valid {module.debian_index.digest('second tool')}\ntest {module.debian_index.digest('Another one.')}\n"
+    )
     monkeypatch.setattr(module, "HELD_OUT", held_out)
     return module
 
 
 def test_paragraphs_are_aligned_by_checksum_and_position(fetch: Any) -> None:
-    pairs = fetch.paragraph_pairs(fetch.descriptions(ENGLISH, "en"), fetch.descriptions(FRENCH, "fr"))
+    pairs = fetch.paragraph_pairs(
+        fetch.debian_index.descriptions(ENGLISH, "en"), fetch.debian_index.descriptions(FRENCH, "fr")
+    )
     assert list(pairs) == [
         ("first  tool", "premier outil\u00a0!"),
         ("Shared text.", "Texte commun."),
@@ -92,7 +96,9 @@ def test_long_empty_and_repeated_paragraphs_are_left_out(fetch: Any) -> None:
 
 def test_held_out_paragraphs_never_reach_train(fetch: Any) -> None:
     splits = fetch.split_held_out(
-        fetch.paragraph_pairs(fetch.descriptions(ENGLISH, "en"), fetch.descriptions(FRENCH, "fr"))
+        fetch.paragraph_pairs(
+            fetch.debian_index.descriptions(ENGLISH, "en"), fetch.debian_index.descriptions(FRENCH, "fr")
+        )
     )
     assert splits["valid"] == [("second tool", "second outil")]
     assert splits["test"] == [("Another one.", "Un autre.")]
@@ -115,14 +121,16 @@ def test_the_hash_split_is_stable_and_about_three_percent(fetch: Any) -> None:
 
 def test_six_files_are_written_once(fetch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
-        fetch, "_from_apt", lambda _: (fetch.descriptions(ENGLISH, "en"), fetch.descriptions(FRENCH, "fr"))
+        fetch.debian_index,
+        "fetch_descriptions",
+        lambda _: (fetch.debian_index.descriptions(ENGLISH, "en"), fetch.debian_index.descriptions(FRENCH, "fr")),
     )
     assert fetch.main(["--dest", str(tmp_path / "data")]) == 0
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted(
         f"{split}.{language}" for split in ("train", "valid", "test") for language in ("en", "fr")
     )
     assert (tmp_path / "data" / "test.fr").read_text(encoding="utf-8") == "Un autre.\n"
-    monkeypatch.setattr(fetch, "_from_apt", lambda _: pytest.fail("fetched again"))
+    monkeypatch.setattr(fetch.debian_index, "fetch_descriptions", lambda _: pytest.fail("fetched again"))
     assert fetch.main(["--dest", str(tmp_path / "data")]) == 0
 
 
@@ -131,17 +139,17 @@ def test_bookworm_is_preferred_to_a_larger_index(fetch: Any, tmp_path: Path) -> 
         (tmp_path / f"{prefix}_main_i18n_Translation-fr.lz4").write_bytes(b"x" * size)
         if "sid" not in prefix:
             (tmp_path / f"{prefix}_main_i18n_Translation-en.lz4").write_bytes(b"x")
-    assert fetch._best_index(tmp_path).name.startswith("x_debian")
+    assert fetch.debian_index._best_index(tmp_path).name.startswith("x_debian")
     (tmp_path / "x_debian_dists_bookworm_main_i18n_Translation-en.lz4").unlink()
-    assert fetch._best_index(tmp_path).name.startswith("y_ubuntu")
-    assert fetch._best_index(tmp_path / "nowhere") is None
+    assert fetch.debian_index._best_index(tmp_path).name.startswith("y_ubuntu")
+    assert fetch.debian_index._best_index(tmp_path / "nowhere") is None
 
 
 def test_without_apt_the_hub_is_asked_and_without_both_one_line_says_so(
     fetch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"translation": {"en": f"line {number}", "fr": "ligne"}} for number in range(200)]
-    monkeypatch.setattr(fetch.shutil, "which", lambda _: None)
+    monkeypatch.setattr(fetch.debian_index.shutil, "which", lambda _: None)
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
     assert fetch.main(["--dest", str(tmp_path / "books")]) == 0
     assert "no apt-get" in capsys.readouterr().err
@@ -157,8 +165,8 @@ def test_without_apt_the_hub_is_asked_and_without_both_one_line_says_so(
 
 
 def test_an_apt_without_network_is_quoted(fetch: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(fetch.shutil, "which", lambda _: "/usr/bin/apt-get")
+    monkeypatch.setattr(fetch.debian_index.shutil, "which", lambda _: "/usr/bin/apt-get")
     said = subprocess.CompletedProcess([], 100, stdout="", stderr="W: Failed to fetch http://mirror\nE: more\n")
-    monkeypatch.setattr(fetch.subprocess, "run", lambda *_, **__: said)
+    monkeypatch.setattr(fetch.debian_index.subprocess, "run", lambda *_, **__: said)
     with pytest.raises(fetch.DataError, match="Failed to fetch http://mirror"):
-        fetch._from_apt(tmp_path)
+        fetch.debian_index.fetch_descriptions(tmp_path)
