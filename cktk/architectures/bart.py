@@ -7,11 +7,12 @@ from typing import Any, ClassVar
 
 from torch import nn
 from transformers import BartConfig, BartForConditionalGeneration, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.models.bart.modeling_bart import BartDecoder
 
 from cktk.architectures.adapter import Seq2SeqAdapter
 from cktk.architectures.family import Family
 from cktk.architectures.spec import HEAD_WIDTH, StudentSpec, choose_ffn_width, choose_heads
-from cktk.protocols import ModelShape, Side, SideShape, Template
+from cktk.protocols import DecoderLayout, ModelShape, Side, SideShape, Template
 
 _SIDES: tuple[Side, ...] = ("encoder", "decoder")
 
@@ -123,6 +124,26 @@ class BartFamily(Family):
         """See `Family.decoder_start`."""
         start = config.decoder_start_token_id
         return int(start if start is not None else _first(config.eos_token_id))
+
+    def decoder_layout(self, config: Any) -> DecoderLayout:
+        """See `Family.decoder_layout`."""
+        return DecoderLayout(
+            stack=BartDecoder,
+            layers="layers",
+            self_attention="self_attn",
+            cross_attention="encoder_attn",
+            projections=("q_proj", "k_proj", "v_proj", "out_proj"),
+            norms=("self_attn_layer_norm", "encoder_attn_layer_norm", "final_layer_norm"),
+            up=("fc1",),
+            down="fc2",
+            activation="activation_fn",
+            heads=config.decoder_attention_heads,
+            pre_norm=False,
+            embedding_scale="embed_tokens.embed_scale",
+            positions="embed_positions",
+            embedding_norm="layernorm_embedding",
+            source_positions=config.max_position_embeddings,
+        )
 
     def set_generation(
         self, student: PreTrainedModel, inherited: GenerationConfig | None = None, target: Template | None = None

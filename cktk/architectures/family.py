@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from cktk.architectures.spec import StudentSpec
 from cktk.errors import CheckpointError, ConfigError
-from cktk.protocols import Adapter, ModelShape, Side, Template
+from cktk.protocols import Adapter, DecoderLayout, ModelShape, Side, Template
 from cktk.registry import ARCHITECTURES
 
 
@@ -77,6 +77,16 @@ class Family(ABC):
 
         ``inherited`` are those of its teacher, ``target`` is the template of target texts.
         """
+
+    def decoder_layout(self, config: Any) -> DecoderLayout:  # noqa: ARG002
+        """What generation has to know of the decoder of a model of ``config``.
+
+        Raises `CheckpointError` for a kind that does not say, or has no decoder.
+        """
+        raise CheckpointError(
+            f"model type {self.model_type!r} does not say how its decoder is laid out: generate with transformers, or "
+            f"give {type(self).__name__} a decoder_layout"
+        )
 
     def class_of(self, config: PreTrainedConfig, name: object = "the model") -> type[PreTrainedModel]:  # noqa: ARG002
         """The class of ``name``, a model of ``config``; kinds with several heads go by its ``architectures``."""

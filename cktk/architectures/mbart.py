@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from transformers import MBartConfig, MBartForConditionalGeneration, PreTrainedModel
+from transformers.models.mbart.modeling_mbart import MBartDecoder
 
 from cktk.architectures.bart import BartFamily
-from cktk.protocols import Template
+from cktk.protocols import DecoderLayout, Template
 
 
 class MBartFamily(BartFamily):
@@ -24,6 +26,10 @@ class MBartFamily(BartFamily):
     def decoder_start(self, config: Any) -> int | None:  # noqa: ARG002
         """None: the last label comes first."""
         return None
+
+    def decoder_layout(self, config: Any) -> DecoderLayout:
+        """See `Family.decoder_layout`."""
+        return replace(super().decoder_layout(config), stack=MBartDecoder, pre_norm=True, final_norm="layer_norm")
 
     def _family_settings(self, eos: int) -> dict[str, Any]:  # noqa: ARG002
         return {"scale_embedding": True}

@@ -26,11 +26,13 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.models.mt5.modeling_mt5 import MT5Stack
+from transformers.models.t5.modeling_t5 import T5Stack
 
 from cktk.architectures.adapter import Layout, Seq2SeqAdapter
 from cktk.architectures.family import Family
 from cktk.architectures.spec import HEAD_WIDTH, StudentSpec, choose_ffn_width, choose_heads
-from cktk.protocols import HeadParams, ModelShape, Side, SideShape, Template
+from cktk.protocols import DecoderLayout, HeadParams, ModelShape, Side, SideShape, Template
 
 #: Tokens that ``generate`` may write where a model's configuration says nothing; the length that T5 was trained with.
 _LENGTH = 512
@@ -122,6 +124,26 @@ class T5Family(Family):
         start = getattr(config, "decoder_start_token_id", None)
         return int(config.pad_token_id if start is None else start)
 
+    def decoder_layout(self, config: Any) -> DecoderLayout:
+        """See `Family.decoder_layout`."""
+        ffn = "layer.2.DenseReluDense"
+        return DecoderLayout(
+            stack=T5Stack,
+            layers="block",
+            self_attention="layer.0.SelfAttention",
+            cross_attention="layer.1.EncDecAttention",
+            projections=("q", "k", "v", "o"),
+            norms=("layer.0.layer_norm", "layer.1.layer_norm", "layer.2.layer_norm"),
+            up=(f"{ffn}.wi_0", f"{ffn}.wi_1") if config.is_gated_act else (f"{ffn}.wi",),
+            down=f"{ffn}.wo",
+            activation=f"{ffn}.act",
+            heads=config.num_heads,
+            pre_norm=True,
+            final_norm="final_layer_norm",
+            position_bias="block.0.layer.0.SelfAttention",
+            head_scale=_head_scale(config),
+        )
+
     def set_generation(
         self,
         student: PreTrainedModel,
@@ -163,7 +185,7 @@ class T5Family(Family):
         model: Any = super().build(_marked_tied(config))
         if not config.tie_word_embeddings:
             # Logits of unit size from normalised states, whose entries have unit size themselves.
-            std = config.initializer_factor * (1.0 if _scaled(model) else config.d_model**-0.5)
+            std = config.initializer_factor * (1.0 if _scaled(model.config) else config.d_model**-0.5)
             model.lm_head.weight = nn.Parameter(torch.empty_like(model.shared.weight).normal_(std=std))
             model.config.tie_word_embeddings = False
         built: PreTrainedModel = model
@@ -193,6 +215,10 @@ class MT5Family(T5Family):
     config_class: ClassVar[type[Any]] = MT5Config
     model_class: ClassVar[type[PreTrainedModel]] = MT5ForConditionalGeneration
 
+    def decoder_layout(self, config: Any) -> DecoderLayout:
+        """See `Family.decoder_layout`."""
+        return replace(super().decoder_layout(config), stack=MT5Stack)
+
 
 class T5Adapter(Seq2SeqAdapter):
     """The states of one T5 or mT5 model. Its scores are not scaled; self-attention adds the stack's position bias."""
@@ -211,13 +237,16 @@ class T5Adapter(Seq2SeqAdapter):
 
     def head(self) -> HeadParams:
         """The output head, whose input T5 multiplies by 1 / sqrt(d) where the head is tied."""
-        scale = self.model.config.d_model**-0.5 if _scaled(self.model) else 1.0
-        return HeadParams(weight=self.model.lm_head.weight, scale=scale)
+        return HeadParams(weight=self.model.lm_head.weight, scale=_head_scale(self.model.config))
 
 
-def _scaled(model: Any) -> bool:
-    """Whether ``model`` scales the input of its head; mT5 never does."""
-    return bool(model.config.model_type == "t5" and model.config.scale_decoder_outputs)
+def _scaled(config: Any) -> bool:
+    """Whether a model of ``config`` scales the input of its head; mT5 never does."""
+    return bool(config.model_type == "t5" and config.scale_decoder_outputs)
+
+
+def _head_scale(config: Any) -> float:
+    return float(config.d_model**-0.5) if _scaled(config) else 1.0
 
 
 def _heads(spec: StudentSpec, width: int, teacher: Any) -> tuple[int, int]:

@@ -75,7 +75,7 @@ class SpeedTest:
     def _search_for(self, model: Any, sources: Tensor) -> Callable[[], object]:
         start = self._family.decoder_start(model.config)
         return partial(
-            BeamSearch(model, self._search).generate,
+            BeamSearch(model, self._search, self._family.decoder_layout(model.config)).generate,
             sources.tolist(),
             batch_size=len(sources),
             decoder_start=model.config.eos_token_id if start is None else start,

@@ -1,22 +1,27 @@
-"""Beam search over many sentences, with the hypotheses and scores of transformers' ``generate``."""
+"""Beam search and its kin over many sentences, with the hypotheses and scores of transformers' ``generate``."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cktk.errors import CheckpointError, ConfigError, DataError
-from cktk.generation import constraints
-from cktk.generation.beams import Beams, Limits
+from cktk.errors import DataError
+from cktk.generation.beams import Beams
 from cktk.generation.configs import SearchConfig
-from cktk.generation.decoder import DecoderState, IncrementalDecoder
+from cktk.generation.constraints import Constraints
+from cktk.generation.decoder import IncrementalDecoder
+from cktk.generation.groups import GroupedBeams
 from cktk.generation.head import OutputHead
-from cktk.protocols import Hypothesis
+from cktk.generation.hypotheses import Hypotheses, Limits
+from cktk.generation.random_numbers import sentence_key
+from cktk.generation.sampling import Samples
+from cktk.generation.special_tokens import SpecialTokens
+from cktk.protocols import DecoderLayout, Hypothesis
 
 #: Sentences per batch where the caller sets neither tokens nor sentences.
 DEFAULT_BATCH_SIZE = 64
@@ -24,43 +29,20 @@ DEFAULT_BATCH_SIZE = 64
 Ids = Sequence[int] | np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True)
-class SpecialTokens:
-    """The ids that steer a search: those of the model's generation config, or of the language asked for."""
-
-    pad: int
-    eos: int
-    start: int
-    forced_first: int | None
-    forced_last: int | None
-
-    @classmethod
-    def of(cls, model: Any, start: int | None, forced_bos: int | None) -> SpecialTokens:
-        """Read them from ``model``; ``start`` and ``forced_bos`` replace its decoder start and forced first token."""
-        config = model.generation_config
-        start = config.decoder_start_token_id if start is None else start
-        start = config.bos_token_id if start is None else start
-        eos, last = _single(config.eos_token_id), _single(config.forced_eos_token_id)
-        if start is None or eos is None:
-            missing = "decoder_start_token_id" if start is None else "eos_token_id"
-            raise CheckpointError(f"the model's generation config names no {missing}; add it to generation_config.json")
-        pad = eos if config.pad_token_id is None else config.pad_token_id
-        return cls(pad, eos, start, config.forced_bos_token_id if forced_bos is None else forced_bos, last)
-
-
 class BeamSearch:
-    """Beam search (greedy search for beam 1) with a Hugging Face BART or mBART model.
+    """The search that ``config`` asks for with a Hugging Face encoder-decoder whose decoder ``layout`` describes.
+
+    That is beam search, in groups or not, greedy search for beam 1, or sampling.
 
     ``config.max_len_a * x + config.max_len_b`` tokens and the end-of-sentence token are the most that a source of x
     tokens gets; transformers' ``max_length`` counts the decoder start and the end too, so it is 2 more. ``min_len``
     likewise is transformers' ``min_length`` less 1. Output is never longer than the model has positions.
     """
 
-    def __init__(self, model: Any, config: SearchConfig) -> None:
-        if config.nbest > config.beam:
-            raise ConfigError(f"--nbest {config.nbest} is more than --beam {config.beam}; raise the beam")
+    def __init__(self, model: Any, config: SearchConfig, layout: DecoderLayout) -> None:
         self.model = model
         self.config = config
+        self.layout = layout
 
     @torch.inference_mode()
     def generate(
@@ -85,64 +67,51 @@ class BeamSearch:
         The weights are read anew at each call. Raises `DataError` for a source or prefix that the model cannot hold.
         """
         special = SpecialTokens.of(self.model, decoder_start, forced_bos)
-        decoder = IncrementalDecoder(self.model)
+        decoder = IncrementalDecoder(self.model, self.layout)
         head = OutputHead(decoder.weights, 2 * self.config.beam)
+        constraints = Constraints(self.config, special)
         prompts = self._prompts(special, prefixes, len(sources))
         self._check_lengths(sources, prompts, decoder.weights.max_positions)
         found: list[list[Hypothesis]] = [[] for _ in sources]
         for rows in length_batches([len(source) for source in sources], max_tokens, batch_size):
             batch = [sources[row] for row in rows]
             limits = self._limits(rows, batch, [prompts[row] for row in rows], decoder)
-            for row, hypotheses in self._search(decoder, head, special, batch, limits):
+            for row, hypotheses in self._search(decoder, head, constraints, batch, limits):
                 found[row] = hypotheses
                 if on_progress is not None:
                     on_progress(1)
         return found
 
     def _search(
-        self, decoder: IncrementalDecoder, head: OutputHead, special: SpecialTokens, batch: list[Ids], limits: Limits
+        self, decoder: IncrementalDecoder, head: OutputHead, constraints: Constraints, batch: list[Ids], limits: Limits
     ) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Yield each sentence of a batch as it leaves it: its number in the input and its hypotheses."""
-        state = decoder.start(*padded(batch, special.pad, decoder.device))
-        beams = Beams(self.config, limits, special.eos)
-        for position in range(beams.length - 1):
-            decoder.step(state, beams.tokens[:, :, position])
-        while len(beams.done):
-            parents = self._advance(decoder, head, special, state, beams)
-            state.reorder(parents)
-            finished = int(beams.done.sum())
+        state = decoder.start(*padded(batch, constraints.special.pad, decoder.device))
+        hypotheses = self._hypotheses(batch, limits, constraints.special.eos)
+        for position in range(hypotheses.tokens.shape[2] - 1):
+            decoder.step(state, hypotheses.tokens[:, :, position])
+        while len(hypotheses.done):
+            logits = head.logits(decoder.step(state, hypotheses.tokens[:, :, -1]))
+            normaliser = head.normaliser(logits)
+            forced = constraints.apply(logits, normaliser, hypotheses)
+            state.reorder(hypotheses.choose(head, logits, normaliser, forced))
+            done = hypotheses.done
             # Leaving costs a copy of the caches: a sentence waits until an eighth of the batch goes with it.
-            if 8 * finished >= len(beams.done):
-                for sentence in beams.done.nonzero().flatten().tolist():
-                    yield int(beams.limits.index[sentence]), beams.results(sentence)
-                remaining = (~beams.done).nonzero().flatten()
-                beams.keep(remaining)
+            if 8 * int(done.sum()) >= len(done):
+                for sentence in done.nonzero().flatten().tolist():
+                    yield int(hypotheses.limits.index[sentence]), hypotheses.results(sentence)
+                remaining = (~done).nonzero().flatten()
+                hypotheses.keep(remaining)
                 state.keep(remaining)
 
-    def _advance(
-        self, decoder: IncrementalDecoder, head: OutputHead, special: SpecialTokens, state: DecoderState, beams: Beams
-    ) -> Tensor:
-        """One step of all sentences; returns the parents of the new beams."""
-        logits = head.logits(decoder.step(state, beams.tokens[:, :, -1]))
-        normaliser = head.normaliser(logits)
-        self._constrain(logits, normaliser, special, beams)
-        offsets = beams.scores - normaliser.view_as(beams.scores)
-        return beams.advance(*head.best(logits, offsets, 2 * self.config.beam))
-
-    def _constrain(self, logits: Tensor, normaliser: Tensor, special: SpecialTokens, beams: Beams) -> None:
-        limits, length, width = beams.limits, beams.length, beams.scores.shape[1]
-        if self.config.no_repeat_ngram_size:
-            constraints.forbid_repeats(logits, beams.tokens.flatten(0, 1), self.config.no_repeat_ngram_size)
-        if length <= self.config.min_len:
-            logits[:, special.eos] = constraints.NEVER
-        forced = torch.full_like(limits.index, -1)
-        if length < limits.prompt.shape[1]:
-            forced = limits.prompt[:, length]
-        if length == 1 and special.forced_first is not None:
-            forced = torch.where(limits.prompt_length == 1, special.forced_first, forced)
-        if special.forced_last is not None:
-            forced = torch.where(limits.max_length == length + 1, special.forced_last, forced)
-        constraints.force(logits, normaliser, constraints.per_row(forced, width))
+    def _hypotheses(self, batch: list[Ids], limits: Limits, eos: int) -> Hypotheses:
+        config = self.config
+        if config.sampling:
+            keys = np.array([sentence_key(config.seed, source) for source in batch], dtype=np.uint64)
+            return Samples(config, limits, eos, torch.from_numpy(keys.view(np.int64)))
+        if config.groups > 1:
+            return GroupedBeams(config, limits, eos)
+        return Beams(config, config.beam, limits, eos)
 
     def _prompts(
         self, special: SpecialTokens, prefixes: Sequence[Ids | None] | None, count: int
@@ -154,14 +123,16 @@ class BeamSearch:
             raise DataError(f"{count} sources but {len(prefixes)} prefixes; give one (perhaps empty) prefix per source")
         return [(special.start, *(() if ids is None else map(int, ids))) for ids in prefixes]
 
-    def _check_lengths(self, sources: Sequence[Ids], prompts: Sequence[tuple[int, ...]], positions: int) -> None:
-        longest_source = int(self.model.config.max_position_embeddings)
+    def _check_lengths(self, sources: Sequence[Ids], prompts: Sequence[tuple[int, ...]], positions: int | None) -> None:
+        longest = self.layout.source_positions
         for number, (source, prompt) in enumerate(zip(sources, prompts, strict=True), start=1):
-            if not 0 < len(source) <= longest_source:
+            if len(source) == 0:
+                raise DataError(f"source {number} has no tokens; give it at least its end-of-sentence token")
+            if longest is not None and len(source) > longest:
                 raise DataError(
-                    f"source {number} has {len(source)} tokens, the model takes 1 to {longest_source}; truncate it"
+                    f"source {number} has {len(source)} tokens, the model takes 1 to {longest}; truncate it"
                 )
-            if len(prompt) > positions:
+            if positions is not None and len(prompt) > positions:
                 raise DataError(
                     f"prefix {number} has {len(prompt) - 1} tokens, the model takes at most {positions - 1}; shorten it"
                 )
@@ -171,10 +142,11 @@ class BeamSearch:
     ) -> Limits:
         config, device = self.config, decoder.device
         longest = []
+        # The last token is never fed, so P positions give P + 1 tokens. A prompt gets at least one token more.
+        room = sys.maxsize if decoder.weights.max_positions is None else decoder.weights.max_positions + 1
         for source, prompt in zip(sources, prompts, strict=True):
             wanted = 2 + int(config.max_len_a * len(source) + config.max_len_b)
-            # The last token is never fed, so P positions give P + 1 tokens. A prompt gets at least one token more.
-            longest.append(max(min(wanted, decoder.weights.max_positions + 1), len(prompt) + 1))
+            longest.append(max(min(wanted, room), len(prompt) + 1))
         table = np.full((len(prompts), max(map(len, prompts))), -1, dtype=np.int64)
         for row, prompt in enumerate(prompts):
             table[row, : len(prompt)] = prompt
@@ -210,11 +182,3 @@ def padded(sources: Sequence[Ids], pad: int, device: torch.device) -> tuple[Tens
     if mask.all():
         return torch.from_numpy(table).to(device), None
     return torch.from_numpy(table).to(device), torch.from_numpy(mask.astype(np.int64)).to(device)
-
-
-def _single(token: int | list[int] | None) -> int | None:
-    if isinstance(token, list):
-        if len(token) != 1:
-            raise CheckpointError(f"the model's generation config names {len(token)} end tokens; keep one")
-        return token[0]
-    return token

@@ -13,7 +13,9 @@ class SearchConfig:
     """search"""
 
     beam: int = option(5, help="beam size; 1 is greedy search", minimum=1)
-    nbest: int = option(1, help="hypotheses to return per sentence, best first; at most the beam size", minimum=1)
+    nbest: int = option(
+        1, help="outputs per sentence, best first; at most the beam size, or with --sampling any number", minimum=1
+    )
     lenpen: float = option(
         1.0, help="a score is the sum of log-probabilities divided by length**X; above 1 favours longer output"
     )
@@ -23,10 +25,72 @@ class SearchConfig:
     )
     min_len: int = option(0, help="shortest output in tokens without the end-of-sentence token", minimum=0)
     no_repeat_ngram_size: int = option(0, help="no n-gram of this size occurs twice in an output; 0 is off", minimum=0)
+    repetition_penalty: float = option(
+        1.0, help="log-probabilities of tokens that the output has already are multiplied by X; 1 is off", above=0
+    )
+    early_stopping: str = option(
+        "false",
+        help="when a sentence is done: true: as soon as --beam outputs have ended; false: when the best running one, "
+        "scored as it is, is no better than these; never: when it cannot become better at any length",
+        choices=("false", "true", "never"),
+    )
+    diverse_beam_groups: int = option(
+        1, help="the beam consists of N groups, which avoid the tokens of one another; 1 or -1 is off", minimum=-1
+    )
+    diverse_beam_strength: float = option(
+        0.5, help="what a token loses for each beam of an earlier group that takes it in the same step", minimum=0
+    )
+    sampling: bool = option(False, help="draw tokens at random instead of searching; needs --beam 1")
+    sampling_topk: int = option(-1, help="draw from the K most probable tokens; -1: from all", minimum=-1)
+    sampling_topp: float = option(
+        -1.0, help="draw from the fewest tokens that have probability P together; -1: from all", minimum=-1, maximum=1
+    )
+    temperature: float = option(1.0, help="sampling: what logits are divided by; below 1 favours the probable", above=0)
+    seed: int = option(1, help="seed of --sampling", minimum=0)
+
+    @property
+    def groups(self) -> int:
+        """Groups of the beam; 1 is plain beam search."""
+        return max(1, self.diverse_beam_groups)
 
     def __post_init__(self) -> None:
         if self.max_len_a == 0 and self.min_len > self.max_len_b:
             raise ConfigError(f"--min-len {self.min_len} is more than --max-len-b {self.max_len_b}; lower one")
+        if self.sampling:
+            self._check_sampling()
+        else:
+            self._check_beams()
+
+    def check_vocabulary(self, size: int) -> None:
+        """Raise `ConfigError` for a beam, or a choice of tokens, that is larger than a vocabulary of ``size``."""
+        for flag, value in (("--beam", self.beam), ("--sampling-topk", self.sampling_topk)):
+            if value > size:
+                raise ConfigError(f"{flag} {value} is more than the {size} tokens of the vocabulary; lower it")
+
+    def _check_sampling(self) -> None:
+        if self.beam > 1:
+            raise ConfigError(
+                f"--sampling and --beam {self.beam} exclude each other: add --beam 1 (and --nbest N for N samples)"
+            )
+        if self.groups > 1:
+            raise ConfigError("--sampling and --diverse-beam-groups exclude each other; give one")
+        if self.sampling_topk == 0:
+            raise ConfigError("--sampling-topk 0 leaves no token; give -1 to draw from all")
+        if -1 < self.sampling_topp <= 0:
+            raise ConfigError(f"--sampling-topp {self.sampling_topp:g} leaves no token; give -1 to draw from all")
+
+    def _check_beams(self) -> None:
+        if self.nbest > self.beam:
+            raise ConfigError(f"--nbest {self.nbest} is more than --beam {self.beam}; raise the beam")
+        if self.beam % self.groups:
+            raise ConfigError(f"--beam {self.beam} does not part into --diverse-beam-groups {self.groups} equal groups")
+        for flag, given in (
+            ("--sampling-topk", self.sampling_topk != -1),
+            ("--sampling-topp", self.sampling_topp != -1),
+            ("--temperature", self.temperature != 1),
+        ):
+            if given:
+                raise ConfigError(f"{flag} is only looked at with --sampling; add it")
 
 
 @dataclass(frozen=True)

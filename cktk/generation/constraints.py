@@ -1,6 +1,6 @@
-"""What the next token may be: forced tokens, shortest and longest output, no repeated n-grams.
+"""What the next token may be: forced tokens, shortest and longest output, nothing repeated.
 
-All of them edit the logits in place, after the normaliser was taken: as in transformers' beam search, probability that
+All of these edit the logits in place, after the normaliser was taken: as in transformers' beam search, probability that
 a constraint removes is not given to other tokens, and a forced token costs nothing.
 """
 
@@ -9,7 +9,55 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cktk.generation.configs import SearchConfig
+from cktk.generation.hypotheses import Hypotheses
+from cktk.generation.special_tokens import SpecialTokens
+
 NEVER = float("-inf")
+
+
+class Constraints:
+    """The rules of one search, applied in the order of transformers' logits processors."""
+
+    def __init__(self, config: SearchConfig, special: SpecialTokens) -> None:
+        self._config = config
+        self.special = special
+        # transformers runs its processors on log-probabilities in beam search, on the logits themselves elsewhere.
+        self._of_log_probs = config.beam > 1
+
+    def apply(self, logits: Tensor, normaliser: Tensor, hypotheses: Hypotheses) -> Tensor:
+        """Edit ``logits`` (B * W, V or more); returns the token that each sentence (B) has to take, or -1."""
+        config, special, limits = self._config, self.special, hypotheses.limits
+        tokens = hypotheses.tokens
+        length = tokens.shape[2]
+        if config.repetition_penalty != 1.0:
+            history = tokens.flatten(0, 1)
+            penalise_repeats(logits, history, config.repetition_penalty, normaliser if self._of_log_probs else None)
+        if config.no_repeat_ngram_size:
+            forbid_repeats(logits, tokens.flatten(0, 1), config.no_repeat_ngram_size)
+        if length <= config.min_len:
+            logits[:, special.eos] = NEVER
+        if special.never:
+            logits[:, special.never] = NEVER
+        forced = torch.full_like(limits.index, -1)
+        if length < limits.prompt.shape[1]:
+            forced = limits.prompt[:, length]
+        if length == 1 and special.forced_first is not None:
+            forced = torch.where(limits.prompt_length == 1, special.forced_first, forced)
+        if special.forced_last is not None:
+            forced = torch.where(limits.max_length == length + 1, special.forced_last, forced)
+        force(logits, normaliser, torch.repeat_interleave(forced, tokens.shape[1]))
+        return forced
+
+
+def penalise_repeats(logits: Tensor, history: Tensor, penalty: float, normaliser: Tensor | None) -> None:
+    """Make tokens of ``history`` (R, t) less likely: scores above 0 are divided by ``penalty``, others multiplied.
+
+    Scores are ``logits`` (R, V or more), less ``normaliser`` (R) where one is given (Keskar et al. 2019, section 4.1).
+    """
+    offset = 0.0 if normaliser is None else normaliser[:, None]
+    scores = logits.gather(1, history) - offset
+    logits.scatter_(1, history, torch.where(scores < 0, scores * penalty, scores / penalty) + offset)
 
 
 def forbid_repeats(logits: Tensor, history: Tensor, size: int) -> None:
@@ -33,8 +81,3 @@ def force(logits: Tensor, normaliser: Tensor, tokens: Tensor) -> None:
     if len(rows):
         logits[rows] = NEVER
         logits[rows, tokens[rows]] = normaliser[rows]
-
-
-def per_row(values: Tensor, beams: int) -> Tensor:
-    """Repeat per-sentence ``values`` (B) for each beam: (B * W)."""
-    return torch.repeat_interleave(values, beams)

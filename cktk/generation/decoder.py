@@ -1,6 +1,7 @@
 """Incremental encoder-decoder inference: one new position for every live beam at a time.
 
-Shapes: B sentences, W beams of a sentence, S source positions, H heads, d width, n cache slots.
+Shapes: B sentences, W beams of a sentence, S source positions, H heads, a width of all of them, d width of the model,
+n cache slots.
 
 Two ideas keep it cheap. Cross-attention keys and values exist once per sentence, and the beams are further rows of the
 query. Self-attention does the same: each step appends one slot per beam to the cache of the sentence, all beams of the
@@ -19,13 +20,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cktk.generation.weights import DecoderWeights, LayerWeights, read_weights
+from cktk.protocols import DecoderLayout
 
 #: Cache slots are allocated for this many steps at first, then doubled.
 FIRST_STEPS = 48
 
 
 class DecoderState:
-    """Caches of one batch of sentences while it is being decoded."""
+    """Caches of one batch of sentences while it is being decoded.
+
+    ``slot_positions`` (n) says which step each slot is of.
+    """
 
     def __init__(self, cross: list[tuple[Tensor, Tensor]], source_mask: Tensor | None) -> None:
         self.cross = cross
@@ -35,6 +40,7 @@ class DecoderState:
         self.keys = [like.new_empty(batch, heads, 0, width) for _ in cross]
         self.values = [like.new_empty(batch, heads, 0, width) for _ in cross]
         self.ancestry = like.new_zeros(batch, 1, 0)
+        self.slot_positions = torch.empty(0, dtype=torch.long, device=like.device)
         self.position = 0
 
     def reorder(self, parents: Tensor) -> None:
@@ -63,19 +69,22 @@ class DecoderState:
                     cache[layer] = _resized(old[:, :, :used], None, capacity)
         own = self.ancestry.new_full((beams, beams), float("-inf")).fill_diagonal_(0.0)
         self.ancestry = torch.cat([self.ancestry, own.expand(len(self.ancestry), -1, -1)], dim=2)
+        self.slot_positions = torch.nn.functional.pad(self.slot_positions, (0, beams), value=self.position)
         return slice(used, needed)
 
 
 class IncrementalDecoder:
-    """Steps through the decoder of a Hugging Face BART or mBART model, whose weights are read at construction.
+    """Steps through the decoder of a Hugging Face encoder-decoder, whose weights are read at construction.
 
     The encoder runs through transformers. Work inside `torch.inference_mode`.
     """
 
-    def __init__(self, model: Any) -> None:
-        self.weights: DecoderWeights = read_weights(model)
+    def __init__(self, model: Any, layout: DecoderLayout) -> None:
+        self.weights: DecoderWeights = read_weights(model, layout)
         self.encoder = model.get_encoder()
         self.device: torch.device = self.weights.head.device
+        heads = self.weights.heads
+        self._heads = (heads, self.weights.layers[0].self_out.weight.shape[1] // heads)
 
     def start(self, input_ids: Tensor, attention_mask: Tensor | None) -> DecoderState:
         """Encode sources (B, S); ``attention_mask`` (B, S) is None where nothing is padded."""
@@ -95,29 +104,46 @@ class IncrementalDecoder:
         x = F.embedding(tokens.flatten(), w.embedding)
         if w.embedding_scale != 1.0:
             x = x * w.embedding_scale
-        x = w.embedding_norm(x + w.positions[state.position])
+        if w.positions is not None:
+            x = x + w.positions[state.position]
+        if w.embedding_norm is not None:
+            x = w.embedding_norm(x)
+        mask = self._self_mask(state)
         for index, layer in enumerate(w.layers):
-            x = self._layer(x, index, layer, state, slots)
+            x = self._layer(x, index, layer, state, slots, mask)
         state.position += 1
         return x if w.final_norm is None else w.final_norm(x)
 
-    def _layer(self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState, slots: slice) -> Tensor:
+    def _self_mask(self, state: DecoderState) -> Tensor | None:
+        """What is added to the scores of self-attention, broadcast to (B, H, W, n): ancestry, and bias by distance."""
+        # A single beam descends from all slots.
+        ancestry = state.ancestry[:, None] if state.ancestry.shape[1] > 1 else None
+        table = self.weights.position_bias
+        if table is None:
+            return ancestry
+        distances = (state.position - state.slot_positions).clamp_(max=table.shape[1] - 1)
+        bias = table[:, distances][None, :, None]
+        return bias if ancestry is None else ancestry + bias
+
+    def _layer(
+        self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState, slots: slice, mask: Tensor | None
+    ) -> Tensor:
         pre = self.weights.pre_norm
-        own = self._self_attention(layer.self_norm(x) if pre else x, index, layer, state, slots)
+        own = self._self_attention(layer.self_norm(x) if pre else x, index, layer, state, slots, mask)
         x = x + own if pre else layer.self_norm(x + own)
         cross = self._cross_attention(layer.cross_norm(x) if pre else x, index, layer, state)
         x = x + cross if pre else layer.cross_norm(x + cross)
         ffn = layer.down(layer.activation(layer.up(layer.ffn_norm(x) if pre else x)))
         return x + ffn if pre else layer.ffn_norm(x + ffn)
 
-    def _self_attention(self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState, slots: slice) -> Tensor:
+    def _self_attention(
+        self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState, slots: slice, mask: Tensor | None
+    ) -> Tensor:
         beams = slots.stop - slots.start
-        heads = self.weights.heads
-        query, key, value = layer.self_qkv(x).view(-1, beams, 3, heads, x.shape[1] // heads).permute(2, 0, 3, 1, 4)
+        query, key, value = layer.self_qkv(x).view(-1, beams, 3, *self._heads).permute(2, 0, 3, 1, 4)
         keys, values = state.keys[index], state.values[index]
         keys[:, :, slots] = key
         values[:, :, slots] = value
-        mask = state.ancestry[:, None] if state.ancestry.shape[1] > 1 else None
         return layer.self_out(attend(query, keys[:, :, : slots.stop], values[:, :, : slots.stop], mask))
 
     def _cross_attention(self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState) -> Tensor:
@@ -126,14 +152,13 @@ class IncrementalDecoder:
         return layer.cross_out(attend(query, keys, values, state.source_mask))
 
     def _source_keys_values(self, layer: LayerWeights, states: Tensor) -> tuple[Tensor, Tensor]:
-        batch, length, width = states.shape
-        heads = self.weights.heads
-        both = layer.cross_kv(states).view(batch, length, 2, heads, width // heads).permute(2, 0, 3, 1, 4).contiguous()
+        batch, length, _ = states.shape
+        both = layer.cross_kv(states).view(batch, length, 2, *self._heads).permute(2, 0, 3, 1, 4).contiguous()
         return both[0], both[1]
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of scaled queries (B, H, W, d / H) to n slots (B, H, n, d / H), as rows (B * W, d).
+    """Attention of scaled queries (B, H, W, a / H) to n slots (B, H, n, a / H), as rows (B * W, a).
 
     ``mask`` is added to the scores and broadcasts to (B, H, W, n).
     """

@@ -15,7 +15,7 @@ from cktk.data.tokenizers import probe_templates
 from cktk.errors import ConfigError, DataError
 from cktk.generation.beam import BeamSearch, Ids
 from cktk.generation.configs import SearchConfig
-from cktk.protocols import DecodingStart, Template
+from cktk.protocols import DecoderLayout, DecodingStart, Template
 
 
 class Translation(NamedTuple):
@@ -54,11 +54,11 @@ class Translator:
     """Translates with a Hugging Face encoder-decoder and its tokenizer; `cktk.hub.student` makes one.
 
     ``decoder_start`` is the token that this kind of model always starts with, None where a target's last token does
-    (mBART); what its generation config says goes before the former. ``positions`` is its limit (None: there is none).
+    (mBART); what its generation config says goes before the former. ``layout`` is its family's word on its decoder.
     ``source_lang`` and ``target_lang`` are codes of a multilingual tokenizer (mBART); they default to what is saved
     with it. Sources are cut to ``max_source_positions`` tokens (at most, and by default, the model's positions) and
     counted in ``counts``.
-    Raises `ConfigError` for languages that the tokenizer does not have or need.
+    Raises `ConfigError` for languages that the tokenizer does not have or need, and a beam larger than the vocabulary.
     """
 
     def __init__(
@@ -67,8 +67,8 @@ class Translator:
         tokenizer: Any,
         search: SearchConfig | None = None,
         *,
+        layout: DecoderLayout,
         decoder_start: int | None,
-        positions: int | None,
         source_lang: str | None = None,
         target_lang: str | None = None,
         max_source_positions: int | None = None,
@@ -78,11 +78,13 @@ class Translator:
         self.model = model
         self.tokenizer = tokenizer
         self.counts = Counts()
-        self._search = BeamSearch(model, search or SearchConfig())
+        search = search or SearchConfig()
+        search.check_vocabulary(int(model.config.vocab_size))
+        self._search = BeamSearch(model, search, layout)
         self._languages = (source_lang, target_lang)
         own = model.generation_config.decoder_start_token_id
         self.decoder_start = own if decoder_start is not None and own is not None else decoder_start
-        self.positions = sys.maxsize if positions is None else positions
+        self.positions = sys.maxsize if layout.source_positions is None else layout.source_positions
         self.max_source_positions = min(max_source_positions or self.positions, self.positions)
         self._max_tokens, self._batch_size = max_tokens, batch_size
 

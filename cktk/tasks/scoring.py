@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cktk.architectures.family import family_of
 from cktk.distributed.world import World
 from cktk.generation.beam import DEFAULT_BATCH_SIZE, BeamSearch
 from cktk.generation.configs import SearchConfig
@@ -39,7 +40,9 @@ class OutputScorer:
     ) -> None:
         self._rows, self._start, self._tokenizer, self._world = rows, start, tokenizer, world
         self._score, self._max_tokens = score, max_tokens
-        self._search = BeamSearch(model, search)
+        search.check_vocabulary(model.config.vocab_size)
+        layout = family_of(model.config.model_type, "the student").decoder_layout(model.config)
+        self._search = BeamSearch(model, search, layout)
         self._numbers = range(min(first_rows or len(rows), len(rows)))
 
     def __call__(self) -> dict[str, float]:

@@ -8,8 +8,66 @@ import numpy as np
 import torch
 from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, MBartForConditionalGeneration
 
+from cktk.architectures.family import family_of
+from cktk.generation.beam import BeamSearch
+from cktk.generation.configs import SearchConfig
+from cktk.protocols import DecoderLayout
+
 VOCABULARY = 37
 CLASSES = {"bart": (BartConfig, BartForConditionalGeneration), "mbart": (MBartConfig, MBartForConditionalGeneration)}
+
+#: Settings of the T5 models: published T5 is tied and not gated, v1.1 the opposite; ids are those of our BART models.
+T5_KINDS: dict[str, dict[str, Any]] = {
+    "t5": {"feed_forward_proj": "relu", "tie_word_embeddings": True},
+    "flan": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "mt5": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": True},
+}
+KINDS = (*CLASSES, *T5_KINDS)
+
+
+def tiny(kind: str, seed: int, **settings: Any) -> Any:
+    """A random model of one of `KINDS`."""
+    return tiny_t5(kind, seed, **settings) if kind in T5_KINDS else tiny_model(kind, seed, **settings)
+
+
+def tiny_t5(kind: str, seed: int, *, eos_bias: float = 2.0, vocab_size: int = VOCABULARY, **overrides: Any) -> Any:
+    """A T5 whose heads are wider than the model, and whose positions reach beyond its largest distance.
+
+    T5 has no bias on its logits. Here the first dimension of all embeddings, and so of all states, is large and
+    positive: there the head's row of eos gets the bias.
+    """
+    family = family_of("mt5" if kind == "mt5" else "t5", kind)
+    settings = {
+        "vocab_size": vocab_size, "d_model": 16, "num_layers": 2, "num_decoder_layers": 2, "d_ff": 24, "num_heads": 3,
+        "d_kv": 8, "relative_attention_num_buckets": 6, "relative_attention_max_distance": 9, "dropout_rate": 0.3,
+        "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, **T5_KINDS[kind], **overrides,
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = family.config_class(**settings)
+        config.tie_word_embeddings = settings["tie_word_embeddings"]
+        model: Any = family.build(config)
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+            else:
+                parameter.data = (2.0 if "relative" in name else 0.4) * torch.randn_like(parameter)
+        head, embedding = model.lm_head.weight.data, model.shared.weight.data
+        scale = layout_of(model).head_scale
+        head *= 1.5 / scale**0.5
+        embedding[:, 0] = head[:, 0] = 4.0
+        head[2, 0] += eos_bias / scale
+    return model.eval()
+
+
+def layout_of(model: Any) -> DecoderLayout:
+    """What the model's family says of its decoder."""
+    return family_of(model.config.model_type, "the model").decoder_layout(model.config)
+
+
+def beam_search(model: Any, config: SearchConfig) -> BeamSearch:
+    """The search of ``config`` with ``model``."""
+    return BeamSearch(model, config, layout_of(model))
 
 
 def tiny_model(kind: str, seed: int, *, eos_bias: float = 2.0, vocab_size: int = VOCABULARY, **overrides: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 from cktk.errors import ConfigError, DataError
 from cktk.generation.configs import SearchConfig
 from cktk.generation.translator import Translation, Translator
-from tests.unit.generation.models import tiny_model
+from tests.unit.generation.models import layout_of, tiny_model
 from tests.unit.generation.students import bart_tokenizer, mbart_tokenizer
 
 TEXTS = ["a b c", "q", "t s r q p o n m", "b b", "k l a f"]
@@ -20,11 +20,11 @@ SEARCH = SearchConfig(beam=3, max_len_b=12)
 def bart(search: SearchConfig = SEARCH, **options: Any) -> Translator:
     tokenizer = bart_tokenizer()
     model = tiny_model("bart", 4, vocab_size=len(tokenizer))
-    return Translator(model, tokenizer, search, decoder_start=2, positions=64, **options)
+    return Translator(model, tokenizer, search, layout=layout_of(model), decoder_start=2, **options)
 
 
 def mbart(model: Any, tokenizer: Any, **options: Any) -> Translator:
-    return Translator(model, tokenizer, SEARCH, decoder_start=None, positions=64, **options)
+    return Translator(model, tokenizer, SEARCH, layout=layout_of(model), decoder_start=None, **options)
 
 
 def by_transformers(model: Any, tokenizer: Any, texts: list[str], **settings: Any) -> list[str]:
@@ -88,10 +88,11 @@ def test_mbart_starts_in_the_language_asked_for(languages: int) -> None:
 
 def test_a_fixed_start_is_that_of_the_generation_config_where_it_names_one() -> None:
     model, tokenizer = tiny_model("bart", 4), bart_tokenizer()
-    assert Translator(model, tokenizer, decoder_start=7, positions=64).decoder_start == 2
+    layout = layout_of(model)
+    assert Translator(model, tokenizer, layout=layout, decoder_start=7).decoder_start == 2
     model.generation_config.decoder_start_token_id = None
-    assert Translator(model, tokenizer, decoder_start=7, positions=None).decoder_start == 7
-    assert Translator(model, tokenizer, decoder_start=None, positions=64).decoder_start is None
+    assert Translator(model, tokenizer, layout=layout, decoder_start=7).decoder_start == 7
+    assert Translator(model, tokenizer, layout=layout, decoder_start=None).decoder_start is None
 
 
 def test_languages_that_do_not_fit() -> None:
