@@ -144,15 +144,26 @@ LR_SCHEDULERS = Registry(
     },
 )
 
+LAYOUTS = Registry(
+    "task",
+    {
+        "translation": ("cktk.data.layout_configs:TranslationDataConfig", "cktk.data.layouts:translation"),
+        "summarization": ("cktk.data.layout_configs:SummarizationDataConfig", "cktk.data.layouts:summarization"),
+        "glue": ("cktk.data.layout_configs:GlueDataConfig", "cktk.data.layouts:glue"),
+        "pretraining": ("cktk.data.layout_configs:PretrainingDataConfig", "cktk.data.layouts:pretraining"),
+    },
+)
+
 SOURCES = Registry(
     "source",
     {
-        "text": ("cktk.data.configs:TextSourceConfig", "cktk.data.sources:ParallelTextSource"),
+        "text": ("cktk.data.configs:TextSourceConfig", "cktk.data.sources:TextSource"),
         "tsv": ("cktk.data.configs:DelimitedSourceConfig", "cktk.data.tables:TsvSource"),
         "csv": ("cktk.data.configs:DelimitedSourceConfig", "cktk.data.tables:CsvSource"),
         "jsonl": ("cktk.data.configs:TableSourceConfig", "cktk.data.tables:JsonlSource"),
         "parquet": ("cktk.data.configs:TableSourceConfig", "cktk.data.tables:ParquetSource"),
         "datasets": ("cktk.data.configs:DatasetsSourceConfig", "cktk.data.hub_source:DatasetsSource"),
+        "glue": ("cktk.data.configs:GlueSourceConfig", "cktk.data.glue_files:GlueSource"),
     },
 )
 

@@ -1,10 +1,11 @@
-"""cktk-preprocess: parallel text to a folder of binarised shards."""
+"""cktk-preprocess: text to a folder of binarised shards."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from cktk.config.command import Command, Component, Settings
@@ -12,10 +13,11 @@ from cktk.config.options import Raw
 from cktk.data.configs import PreprocessConfig
 from cktk.errors import ConfigError
 from cktk.plugins import load_plugins
-from cktk.registry import SOURCES, TOKENIZERS
+from cktk.registry import LAYOUTS, SOURCES, TOKENIZERS
 from cktk_cli.run import run_command
 
 _COUNTS = {
+    "unlabelled": "rows without label",
     "empty": "pairs with an empty side",
     "dropped_empty": "  of them dropped",
     "overlong": "over-long pairs",
@@ -24,6 +26,8 @@ _COUNTS = {
     "unknown": "unknown tokens",
     "special": "pairs that spell a special token",
 }
+#: The same where a row has a single text.
+_SINGLE = {"empty": "empty texts", "overlong": "over-long texts", "special": "texts that spell a special token"}
 _ALWAYS_SHOWN = ("empty", "overlong")
 
 _ENDINGS = {"tsv": "tsv", "csv": "csv", "jsonl": "jsonl", "json": "jsonl", "parquet": "parquet"}
@@ -33,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with ``argv`` (default: the process's arguments) and return its exit code."""
     command = Command(
         "cktk-preprocess",
-        "Turns parallel text into a data folder: tokenised shards, the tokenizer, and a manifest.",
+        "Turns text into a data folder: tokenised shards, the tokenizer, and a manifest.",
         [PreprocessConfig],
         [
+            Component("task", LAYOUTS, "translation", "what the data is for"),
             Component("source", SOURCES, "text", "kind of input; otherwise told by its flags and file names", _source),
             Component("train-tokenizer", TOKENIZERS, None, "learn a tokenizer from the train split"),
         ],
@@ -48,7 +53,9 @@ def _source(given: Mapping[str, Raw]) -> str | None:
     """The kind of input that the given flags speak of."""
     if "dataset" in given:
         return "datasets"
-    for name in ("train_file", "valid_file", "test_file"):
+    if "glue_dir" in given:
+        return "glue"
+    for name in ("train_file", "valid_file", "test_file", "valid_mm_file", "test_mm_file"):
         if name in given:
             ending = str(given[name]).removesuffix(".gz").rpartition(".")[2]
             if ending not in _ENDINGS:
@@ -62,24 +69,27 @@ def _source(given: Mapping[str, Raw]) -> str | None:
 
 def _preprocess(settings: Settings) -> None:
     config = settings.section(PreprocessConfig)
-    kind, options = settings.component("source")
     trained = settings.values["train_tokenizer"]
     if (trained is None) == (config.tokenizer is None):
         raise ConfigError("give either --tokenizer PATH or --train-tokenizer unigram")
-    source = SOURCES.target(kind)(options, config.source_lang, config.target_lang)
+    task, columns = settings.component("task")
+    kind, options = settings.component("source")
+    from cktk.data.sources import open_source  # imports numpy, which --help does without
+
+    source, layout = open_source(partial(SOURCES.target(kind), options), LAYOUTS.target(task)(columns))
     # transformers takes seconds to import: only now, after the settings and files have been looked at.
     from cktk.data.prepare import PretrainedTokenizer, TokenizerMaker, TrainedTokenizer, prepare
 
     maker: TokenizerMaker
     if config.tokenizer is not None:
-        maker = PretrainedTokenizer(config.tokenizer, config.source_lang, config.target_lang)
+        maker = PretrainedTokenizer(config.tokenizer, layout)
     else:
         kind, options = settings.component("train-tokenizer")
-        maker = TrainedTokenizer(kind, options, TOKENIZERS.target(kind), source, config.workers)
+        maker = TrainedTokenizer(kind, options, TOKENIZERS.target(kind), source, layout, config.workers)
     started = time.perf_counter()
     progress = _Progress()
     with progress.bars:
-        prepared = prepare(source, maker, config, progress.show)
+        prepared = prepare(source, layout, maker, config, progress.show)
     seconds = time.perf_counter() - started
     _print_summary(prepared.manifest)
     if prepared.unchanged:
@@ -122,10 +132,13 @@ def _print_summary(manifest: Mapping[str, Any]) -> None:
         column.justify = "right"
     table.add_row("lines", *(f"{split['counts']['lines']:,}" for split in splits.values()))
     table.add_row("rows written", *(f"{split['rows']:,}" for split in splits.values()))
-    for side, lang in manifest["languages"].items():
-        tokens = [sum(shard["tokens"][side] for shard in split["shards"]) for split in splits.values()]
-        table.add_row(f"tokens {lang}", *(f"{number:,}" for number in tokens))
-    for name, words in _COUNTS.items():
+    for column, lang in manifest["languages"].items():
+        tokens = [sum(shard["tokens"][column] for shard in split["shards"]) for split in splits.values()]
+        table.add_row(
+            f"tokens {lang if manifest['task'] == 'translation' else column}", *(f"{number:,}" for number in tokens)
+        )
+    words_of = _COUNTS | (_SINGLE if len(manifest["languages"]) == 1 else {})
+    for name, words in words_of.items():
         numbers = [split["counts"].get(name, 0) for split in splits.values()]
         if name in _ALWAYS_SHOWN or any(numbers):
             table.add_row(words, *(f"{number:,}" for number in numbers))

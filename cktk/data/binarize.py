@@ -1,6 +1,6 @@
-"""Parallel text to shards: worker processes tokenise blocks of lines while this process reads and writes.
+"""Rows to shards: worker processes tokenise blocks of rows while this process reads and writes.
 
-A shard holds ``shard_size`` consecutive lines of the input (fewer rows, where some are dropped). Its JSON file is
+A shard holds ``shard_size`` consecutive rows of the input (fewer rows, where some are dropped). Its JSON file is
 written last and keeps a hash of the text that it was made from, so that a repeated run skips the shards that are there,
 and refuses to mix them with other text. At most two shards of text are in memory at a time.
 """
@@ -20,12 +20,15 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
+
+import numpy as np
 
 from cktk.data.blocks import Block, BlockEncoder, Encoded, Rules
+from cktk.data.encoder import Rows
 from cktk.data.encoder_spec import EncoderSpec
+from cktk.data.layouts import Column, Row
 from cktk.data.shards import Ids, finished_shard, write_shard
-from cktk.data.sources import Pair
 from cktk.errors import CktkError, DataError
 
 #: Lines that a worker gets at a time.
@@ -57,7 +60,7 @@ class Binarizer:
         self._vocab_size = vocab_size
         self._shard_size = shard_size
 
-    def split(self, name: str, rows: Iterator[Pair], progress: Progress) -> dict[str, Any]:
+    def split(self, name: str, rows: Iterator[Row], progress: Progress) -> dict[str, Any]:
         """Write split ``name`` and return its manifest entry: ``shards``, ``rows`` and ``counts``."""
         entries: list[dict[str, Any]] = []
         ahead: _Shard | None = None
@@ -77,44 +80,48 @@ class Binarizer:
             raise DataError(f"{name}: no row remains ({counts['lines']} lines, all of them dropped); check the text")
         return split
 
-    def _start(self, name: str, may_drop: bool, pairs: list[Pair]) -> _Shard | None:
-        if not pairs:
+    def _start(self, name: str, may_drop: bool, rows: list[Row]) -> _Shard | None:
+        if not rows:
             if (self._folder / f"{name}.json").exists():
                 raise _other_text(self._folder / name)
             return None
-        sources, targets = map(list, zip(*pairs, strict=True))
-        text = _hash(sources, targets)
+        columns = [list(cells) for cells in zip(*rows, strict=True)]
+        text = _hash(columns)
         entry = finished_shard(self._folder, name)
         if entry is not None:
             if entry.get("text") != text:
                 raise _other_text(self._folder / name)
-            return _Shard(name, len(pairs), text, entry, [])
-        blocks = (
-            Block(sources[at : at + BLOCK_LINES], targets[at : at + BLOCK_LINES])
-            for at in range(0, len(pairs), BLOCK_LINES)
-        )
-        return _Shard(name, len(pairs), text, None, [self._submit(block, may_drop) for block in blocks])
+            return _Shard(name, len(rows), text, entry, [])
+        blocks = ([cells[at : at + BLOCK_LINES] for cells in columns] for at in range(0, len(rows), BLOCK_LINES))
+        return _Shard(name, len(rows), text, None, [self._submit(block, may_drop) for block in blocks])
 
     def _finish(self, shard: _Shard, progress: Progress) -> dict[str, Any]:
         if shard.entry is not None:
             progress(shard.lines)
             return shard.entry
-        columns: dict[str, list[Ids]] = {"source": [], "target": []}
+        found: dict[str, list[Rows | Ids]] = {}
         counts: Counter[str] = Counter()
         for result in shard.results:
             encoded = result()
-            columns["source"] += encoded.source.split()
-            columns["target"] += encoded.target.split()
+            for column, part in encoded.columns.items():
+                found.setdefault(column, []).append(part)
             counts += encoded.counts
             progress(encoded.counts["lines"])
         extras = {"text": shard.text, "counts": dict(counts)}
+        columns = {column: _joined(parts) for column, parts in found.items()}
         return write_shard(self._folder, shard.name, columns, self._vocab_size, extras)
 
 
-def _hash(sources: Sequence[str], targets: Sequence[str]) -> str:
+def _joined(parts: Sequence[Rows | Ids]) -> list[Ids] | Ids:
+    """A column of a shard from those of its blocks: ids a row, or values end to end."""
+    arrays = [part for part in parts if isinstance(part, np.ndarray)]
+    return np.concatenate(arrays) if arrays else [row for part in parts for row in cast(Rows, part).split()]
+
+
+def _hash(columns: Sequence[Sequence[Any]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for side in (sources, targets):
-        digest.update("\0".join(side).encode() + b"\0\0")
+    for cells in columns:
+        digest.update("\0".join(map(str, cells)).encode() + b"\0\0")
     return digest.hexdigest()
 
 
@@ -129,12 +136,17 @@ _worker: BlockEncoder
 
 @contextmanager
 def block_workers(
-    spec: EncoderSpec, rules: Rules, unknown: int | None, specials: Sequence[int], workers: int
+    spec: EncoderSpec,
+    columns: Sequence[Column],
+    rules: Rules,
+    unknown: int | None,
+    specials: Sequence[int],
+    workers: int,
 ) -> Iterator[Submit]:
     """Processes that encode blocks; with one worker, this process does it itself when the result is fetched."""
-    arguments = (spec, rules, unknown, specials)
+    arguments = (spec, columns, rules, unknown, specials)
     if workers == 1:
-        encode = BlockEncoder(spec.open(), rules, unknown, specials)
+        encode = BlockEncoder(spec.open(), columns, rules, unknown, specials)
         yield lambda block, may_drop: partial(encode, block, may_drop)
         return
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker, arguments)
@@ -154,12 +166,14 @@ def _fetch(future: Any) -> Encoded:
         ) from error
 
 
-def _start_worker(spec: EncoderSpec, rules: Rules, unknown: int | None, specials: Sequence[int]) -> None:
+def _start_worker(
+    spec: EncoderSpec, columns: Sequence[Column], rules: Rules, unknown: int | None, specials: Sequence[int]
+) -> None:
     global _worker
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _worker = BlockEncoder(spec.open(), rules, unknown, specials)
+    _worker = BlockEncoder(spec.open(), columns, rules, unknown, specials)
 
 
 def _exit_with_parent() -> None:

@@ -1,59 +1,84 @@
-"""Blocks of parallel lines to rows of token ids, with the rules for unusual lines."""
+"""Blocks of rows to token ids and values, with the rules for unusual rows."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cktk.data.encoder import Encoder, Rows
+from cktk.data.layouts import Column
+from cktk.data.manifest import VALUES
 from cktk.data.shards import Ids
 
 
 class Rules(NamedTuple):
-    """Fate of unusual lines: ``empty`` is drop or keep; ``overlong`` (> ``max_length`` tokens) also truncate."""
+    """Fate of unusual rows: ``empty`` is drop or keep; ``overlong`` (> ``max_length`` tokens) also truncate."""
 
     empty: str = "drop"
     overlong: str = "keep"
     max_length: int = 1024
 
 
-class Block(NamedTuple):
-    """Consecutive lines of both sides."""
-
-    sources: list[str]
-    targets: list[str]
+#: Consecutive rows: a list of cells for each column of a layout.
+Block = Sequence[list[Any]]
 
 
 class Encoded(NamedTuple):
-    """The rows that remain of a block, and what was counted in it."""
+    """The rows that remain of a block, texts as ids and values as one array a column, and what was counted in it."""
 
-    source: Rows
-    target: Rows
+    columns: dict[str, Rows | Ids]
     counts: Counter[str]
 
 
 class BlockEncoder:
-    """Tokenises a block and applies the rules for unusual lines.
+    """Tokenises a block and applies the rules for unusual rows.
 
-    Counted are ``empty``, ``overlong``, ``truncated`` and ``dropped_*`` pairs, ``unknown`` tokens, and ``special``:
-    pairs whose text spells a special token that the tokenizer takes for one.
+    Counted are ``empty``, ``overlong``, ``truncated`` and ``dropped_*`` rows, where one text suffices; ``unlabelled``
+    rows, which have a value that is not known; ``unknown`` tokens; and ``special``: rows whose text spells a special
+    token that the tokenizer takes for one.
     """
 
-    def __init__(self, encode: Encoder, rules: Rules, unknown: int | None, specials: Sequence[int]) -> None:
+    def __init__(
+        self, encode: Encoder, columns: Sequence[Column], rules: Rules, unknown: int | None, specials: Sequence[int]
+    ) -> None:
         self._encode = encode
+        self._columns = tuple(columns)
         self._rules = rules
         self._unknown = unknown
         self._specials = np.array(sorted(specials), np.int64)
 
     def __call__(self, block: Block, may_drop: bool) -> Encoded:
-        """The rows of ``block``; without ``may_drop`` every line stays."""
-        sides = [self._encode(block.sources, "source"), self._encode(block.targets, "target")]
-        empty = np.logical_or(*(side.lengths == 0 for side in sides))
-        overlong = np.logical_or(*(side.lengths > self._rules.max_length for side in sides))
-        counts = Counter(lines=len(empty), empty=int(empty.sum()), overlong=int(overlong.sum()))
+        """The rows of ``block``; without ``may_drop`` every row stays."""
+        texts: dict[str, Rows] = {}
+        values: dict[str, Ids] = {}
+        counts: Counter[str] = Counter()
+        for column, cells in zip(self._columns, block, strict=True):
+            if column.values is None:
+                texts[column.name] = self._encode(cells, column.role)
+            else:
+                values[column.name] = np.array(cells, VALUES[column.values.kind])
+                counts["unlabelled"] += int(column.values.unknown(values[column.name]).sum())
+        keep, overlong = self._judge(list(texts.values()), may_drop, counts)
+        if not keep.all():
+            texts = {name: _select(rows, keep) for name, rows in texts.items()}
+            values = {name: array[keep] for name, array in values.items()}
+        if self._rules.overlong == "truncate":
+            counts["truncated"] = int(overlong[keep].sum())
+            texts = {name: _truncate(rows, self._rules.max_length) for name, rows in texts.items()}
+        if self._unknown is not None:
+            counts["unknown"] = sum(int((rows.ids == self._unknown).sum()) for rows in texts.values())
+        counts["special"] = int(np.logical_or.reduce([self._has_special(rows) for rows in texts.values()]).sum())
+        found: dict[str, Rows | Ids] = {**texts, **values}
+        return Encoded({column.name: found[column.name] for column in self._columns}, counts)
+
+    def _judge(self, texts: Sequence[Rows], may_drop: bool, counts: Counter[str]) -> tuple[Ids, Ids]:
+        """Which rows stay, and which are over-long; adds both to ``counts``."""
+        empty = np.logical_or.reduce([rows.lengths == 0 for rows in texts])
+        overlong = np.logical_or.reduce([rows.lengths > self._rules.max_length for rows in texts])
+        counts += Counter(lines=len(empty), empty=int(empty.sum()), overlong=int(overlong.sum()))
         drop = np.zeros_like(empty)
         if may_drop and self._rules.empty == "drop":
             drop |= empty
@@ -61,15 +86,7 @@ class BlockEncoder:
         if may_drop and self._rules.overlong == "drop":
             counts["dropped_overlong"] = int((overlong & ~drop).sum())
             drop |= overlong
-        if drop.any():
-            sides = [_select(side, ~drop) for side in sides]
-        if self._rules.overlong == "truncate":
-            counts["truncated"] = int(overlong[~drop].sum())
-            sides = [_truncate(side, self._rules.max_length) for side in sides]
-        if self._unknown is not None:
-            counts["unknown"] = sum(int((side.ids == self._unknown).sum()) for side in sides)
-        counts["special"] = int(np.logical_or(*(self._has_special(side) for side in sides)).sum())
-        return Encoded(sides[0], sides[1], counts)
+        return ~drop, overlong
 
     def _has_special(self, rows: Rows) -> Ids:
         found = np.zeros(len(rows.lengths), bool)

@@ -1,70 +1,57 @@
-"""Finding the text in rows that have named, possibly nested, columns."""
+"""Finding the columns of a layout in rows that have named, possibly nested, columns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-from cktk.data.sources import language_names
+from cktk.data.layouts import Column
 from cktk.errors import DataError
 
-#: Names to follow from a row to the text: ``("translation", "en")``.
+#: Names to follow from a row to a cell: ``("translation", "en")``.
 Path = tuple[str, ...]
 
 
-class Wanted(NamedTuple):
-    """The text of one side: its column as the user gave it (or None), its language, and the flag that names it."""
+def find_column(column: Column, shape: Mapping[str, Any], split: str, where: object) -> Path | None:
+    """The path of ``column`` in ``shape``, a row (or anything with its keys); None where ``split`` may lack it.
 
-    flag: str
-    column: str | None
-    lang: str
-
-
-def wanted_columns(source: str | None, target: str | None, source_lang: str, target_lang: str) -> tuple[Wanted, Wanted]:
-    """What the flags ``--source-column`` and ``--target-column`` ask for."""
-    return Wanted("--source-column", source, source_lang), Wanted("--target-column", target, target_lang)
-
-
-def find_column(wanted: Wanted, shape: Mapping[str, Any], where: object) -> Path:
-    """The path of the wanted column in ``shape``, a row (or anything with its keys).
-
-    Without a column from the user it is the language's own, or the language in a ``translation`` map. Raises
-    `DataError` listing the columns that there are.
+    Raises `DataError` listing the columns that there are.
     """
-    if wanted.column is not None:
-        candidates = [(wanted.column,), tuple(wanted.column.split("."))]
-    else:
-        names = language_names(wanted.lang)
-        candidates = [(name,) for name in names] + [("translation", name) for name in names]
+    candidates: list[Path] = [(name,) for name in column.names]
+    nested = column.nested if column.given is None else column.names
+    candidates += [tuple(name.split(".")) for name in nested]
     for path in candidates:
         if _holds(shape, path):
             return path
-    raise missing_column(wanted, _names(shape), where)
+    if column.may_lack(split):
+        return None
+    raise missing_column(column, _names(shape), where)
 
 
-def missing_column(wanted: Wanted, present: Iterable[str], where: object) -> DataError:
+def missing_column(column: Column, present: Iterable[str], where: object) -> DataError:
     """The error for a column that is not among ``present``."""
-    name = wanted.column or wanted.lang
-    return DataError(f"{where}: no column {name!r}; choose with {wanted.flag} among: {', '.join(present) or '(none)'}")
+    names = " or ".join(map(repr, column.names))
+    return DataError(f"{where}: no column {names}; choose with {column.flag} among: {', '.join(present) or '(none)'}")
 
 
-def text_at(row: Mapping[str, Any], path: Path, where: object) -> str:
-    """The text at ``path`` of ``row``; null is an empty text, anything else that is not text a `DataError`."""
+def cell_at(row: Mapping[str, Any], path: Path, where: object) -> object:
+    """The cell at ``path`` of ``row``; raises `DataError` where there is none."""
     value: Any = row
     for name in path:
         if not isinstance(value, Mapping) or name not in value:
             raise DataError(f"{where}: no column {'.'.join(path)!r} here; mend the row, or remove it")
         value = value[name]
-    return as_text(value, path, where)
-
-
-def as_text(value: object, path: Path, where: object) -> str:
-    """``value`` if it is text, "" if it is None, else a `DataError`."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise DataError(f"{where}: column {'.'.join(path)!r} holds {type(value).__name__}, not text; choose another")
     return value
+
+
+def read_row(
+    columns: Iterable[Column], paths: Iterable[Path | None], row: Mapping[str, Any], where: str
+) -> tuple[Any, ...]:
+    """What ``row`` says in ``columns``, which it has at ``paths``."""
+    return tuple(
+        column.absent if path is None else column.read(cell_at(row, path, where), where, path)
+        for column, path in zip(columns, paths, strict=True)
+    )
 
 
 def _holds(shape: Mapping[str, Any], path: Path) -> bool:

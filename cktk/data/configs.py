@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from cktk.config.options import option
 
@@ -12,46 +11,32 @@ from cktk.config.options import option
 class PreprocessConfig:
     """data preparation"""
 
-    source_lang: str = option(help="source language; also the ending or column of its text (en, en_XX)", metavar="LANG")
-    target_lang: str = option(help="target language; also the ending or column of its text (fr, fr_XX)", metavar="LANG")
     dest_dir: str = option("data-bin", help="folder to write", metavar="DIR")
     tokenizer: str | None = option(
         None, help="Hugging Face tokenizer: a folder or a hub name (or train one: --train-tokenizer)", metavar="PATH"
     )
     workers: int = option(1, help="processes that tokenise", minimum=1, resume="free")
-    shard_size: int = option(100_000, help="lines per shard", minimum=1)
+    shard_size: int = option(100_000, help="rows per shard", minimum=1)
     empty_lines: str = option(
         "drop",
-        help="pairs with an empty side: drop them from the train split, or keep them (other splits keep every line)",
+        help="rows with an empty text: drop them from the train split, or keep them (other splits, and glue, keep all)",
         choices=("drop", "keep"),
     )
-    max_length: int = option(1024, help="a line with more tokens than this is over-long", minimum=1)
+    max_length: int = option(1024, help="a text with more tokens than this is over-long", minimum=1)
     overlong_lines: str = option(
         "keep",
-        help="over-long lines: keep and count, truncate to --max-length, or drop the pair from the train split",
+        help="over-long texts: keep and count, truncate to --max-length, or drop the row from the train split",
         choices=("keep", "truncate", "drop"),
     )
 
 
-def _column(side: str) -> Any:
-    return option(
-        None,
-        help=f"column of the {side} text, dots go deeper (default: LANG or translation.LANG)",
-        metavar="NAME",
-    )
-
-
-def _numbered_column(side: str) -> Any:
-    return option(None, help=f"name of the {side} text's column, or its number from 1 (default: LANG)", metavar="NAME")
-
-
 @dataclass(frozen=True)
 class TextSourceConfig:
-    """parallel text: PREFIX.LANG or PREFIX.LANG.gz, one sentence a line"""
+    """text files side by side: PREFIX.LANG or PREFIX.NAME, plain or .gz, a row a line"""
 
-    train_prefix: str | None = option(None, help="files of the train split, without .LANG", metavar="PREFIX")
-    valid_prefix: str | None = option(None, help="files of the valid split, without .LANG", metavar="PREFIX")
-    test_prefix: str | None = option(None, help="files of the test split, without .LANG", metavar="PREFIX")
+    train_prefix: str | None = option(None, help="files of the train split, without their endings", metavar="PREFIX")
+    valid_prefix: str | None = option(None, help="files of the valid split, without their endings", metavar="PREFIX")
+    test_prefix: str | None = option(None, help="files of the test split, without their endings", metavar="PREFIX")
 
 
 @dataclass(frozen=True)
@@ -63,16 +48,12 @@ class TableSourceConfig:
     )
     valid_file: str | None = option(None, help="valid split (file or pattern)", metavar="FILE")
     test_file: str | None = option(None, help="test split (file or pattern)", metavar="FILE")
-    source_column: str | None = _column("source")
-    target_column: str | None = _column("target")
 
 
 @dataclass(frozen=True)
 class DelimitedSourceConfig(TableSourceConfig):
     """tables: TSV (no quoting) or CSV, plain or .gz"""
 
-    source_column: str | None = _numbered_column("source")
-    target_column: str | None = _numbered_column("target")
     header: bool = option(True, help="the first line of a file names its columns")
 
 
@@ -85,13 +66,18 @@ class DatasetsSourceConfig:
     train_split: str | None = option(None, help="its train split (default: train, if there)", metavar="NAME")
     valid_split: str | None = option(None, help="its valid split (default: validation, if there)", metavar="NAME")
     test_split: str | None = option(None, help="its test split (default: test, if there)", metavar="NAME")
-    source_column: str | None = _column("source")
-    target_column: str | None = _column("target")
+
+
+@dataclass(frozen=True)
+class GlueSourceConfig:
+    """the TSV files of a GLUE task as gluebenchmark.com has them"""
+
+    glue_dir: str = option(help="folder with the task's train.tsv, dev.tsv and test.tsv", metavar="DIR")
 
 
 @dataclass(frozen=True)
 class UnigramTokenizerConfig:
-    """SentencePiece unigram, trained on both sides of the train split"""
+    """SentencePiece unigram, trained on all texts of the train split"""
 
     vocab_size: int = option(help="entries of the vocabulary, special tokens and bytes included", minimum=8)
     character_coverage: float = option(

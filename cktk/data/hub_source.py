@@ -1,4 +1,4 @@
-"""Parallel text through Hugging Face `datasets`: a folder that it saved, or a name on the hub."""
+"""Rows through Hugging Face `datasets`: a folder that it saved, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import datasets
 
 from cktk.data import columns
 from cktk.data.configs import DatasetsSourceConfig
-from cktk.data.sources import SPLITS, Pair
+from cktk.data.layouts import Layout, Row
 from cktk.errors import DataError
 from cktk.utils.words import unknown_name
 
@@ -23,16 +23,18 @@ class DatasetsSource:
     Wmt-style rows, ``{"translation": {"ro": ..., "en": ...}}``, are found without naming columns.
     """
 
-    def __init__(self, config: DatasetsSourceConfig, source_lang: str, target_lang: str) -> None:
+    def __init__(self, config: DatasetsSourceConfig, layout: Layout) -> None:
         self._name = config.dataset
-        self._wanted = columns.wanted_columns(config.source_column, config.target_column, source_lang, target_lang)
-        found = _load(config.dataset, config.dataset_config)
+        self._columns = layout.columns
+        found = _load(config.dataset, config.dataset_config or _configuration(config.dataset, layout))
+        published = layout.published.hub_splits if layout.published is not None else {}
         self._splits: dict[str, datasets.Dataset] = {}
-        for split in SPLITS:
-            given = getattr(config, f"{split}_split")
+        for split in layout.splits:
+            given = getattr(config, f"{split}_split", None)
             if given is not None and given not in found:
                 raise DataError(f"--{split}-split: {unknown_name(given, map(str, found))} in {config.dataset}")
-            if (name := given or _USUAL_NAMES[split]) in found:
+            names = [given] if given is not None else [published.get(split), _USUAL_NAMES.get(split)]
+            if name := next((name for name in names if name in found), None):
                 self._splits[split] = found[name]
         if not self._splits:
             raise DataError(
@@ -51,16 +53,22 @@ class DatasetsSource:
         next(self.rows(split))
         return len(data)
 
-    def rows(self, split: str) -> Iterator[Pair]:
+    def rows(self, split: str) -> Iterator[Row]:
         data = self._splits[split]
         where = f"--dataset {self._name}, {split} split"
-        one, other = (columns.find_column(wanted, data[0], where) for wanted in self._wanted)
-        for batch in data.select_columns(list({one[0], other[0]})).iter(_BATCH_ROWS):
-            for sides in zip(batch[one[0]], batch[other[0]], strict=True):
-                yield (
-                    columns.text_at({one[0]: sides[0]}, one, where),
-                    columns.text_at({other[0]: sides[1]}, other, where),
-                )
+        paths = [columns.find_column(column, data[0], split, where) for column in self._columns]
+        names = list({path[0] for path in paths if path is not None})
+        number = 0
+        for batch in data.select_columns(names).iter(_BATCH_ROWS):
+            for cells in zip(*(batch[name] for name in names), strict=True):
+                number += 1
+                row = dict(zip(names, cells, strict=True))
+                yield columns.read_row(self._columns, paths, row, f"{where}, row {number}")
+
+
+def _configuration(name: str, layout: Layout) -> str | None:
+    """The configuration that holds a published task, if ``name`` is its collection on the hub (nyu-mll/glue)."""
+    return layout.published.name if layout.published is not None and name.rpartition("/")[2] == "glue" else None
 
 
 def _load(name: str, config: str | None) -> datasets.DatasetDict:

@@ -59,7 +59,7 @@ class Manifest(NamedTuple):
                     check_sizes(folder, shard)
             return cls(
                 task=str(raw.get("task", "translation")),
-                languages={str(column): str(lang) for column, lang in raw["languages"].items()},
+                languages=_languages(kinds, raw["languages"]),
                 columns=columns,
                 kinds=kinds,
                 labels=tuple(map(str, raw["labels"])) if raw.get("labels") is not None else None,
@@ -84,6 +84,11 @@ def _kinds(columns: list[str], given: Mapping[str, Any]) -> dict[str, Kind]:
         if kind not in get_args(Kind):
             raise ValueError(f"column {column} of kind {kind}")
     return kinds
+
+
+def _languages(kinds: Mapping[str, Kind], given: Mapping[str, Any]) -> dict[str, str]:
+    languages = {column: "" for column, kind in kinds.items() if kind == "tokens"}
+    return languages | {str(column): str(lang) for column, lang in given.items()}
 
 
 def _pair_template(raw: Mapping[str, Any] | None) -> PairTemplate | None:

@@ -1,10 +1,11 @@
-"""From a source of parallel text to a data folder: checks first, then the tokenizer, the shards, and the manifest."""
+"""From a source of rows to a data folder: checks first, then the tokenizer, the shards, and the manifest."""
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -14,6 +15,7 @@ from cktk.data.binarize import Binarizer, block_workers
 from cktk.data.blocks import Rules
 from cktk.data.configs import PreprocessConfig
 from cktk.data.encoder_spec import EncoderSpec, choose_encoder
+from cktk.data.layouts import Layout
 from cktk.data.manifest import MANIFEST, TOKENIZER_FOLDER
 from cktk.data.shards import write_manifest
 from cktk.data.sources import Source
@@ -40,11 +42,14 @@ class TokenizerMaker(Protocol):
 
 
 class PretrainedTokenizer:
-    """A Hugging Face tokenizer folder or hub name."""
+    """A Hugging Face tokenizer folder or hub name, for the texts of ``layout``."""
 
-    def __init__(self, name: str, source_lang: str, target_lang: str) -> None:
+    def __init__(self, name: str, layout: Layout) -> None:
         self._tokenizer = tokenizers.open_tokenizer(name)
-        tokenizers.check_languages(self._tokenizer, [source_lang, target_lang])
+        languages = list(layout.languages.values())
+        tokenizers.check_languages(self._tokenizer, languages, layout.language_flags)
+        if layout.joined:
+            tokenizers.probe_pair(self._tokenizer, languages[0])
 
     def identity(self) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
@@ -56,13 +61,16 @@ class PretrainedTokenizer:
 
 
 class TrainedTokenizer:
-    """A tokenizer learned from both sides of the train split by ``train(config, texts, folder, workers)``."""
+    """A tokenizer learned from all texts of the train split by ``train(config, texts, folder, workers)``."""
 
-    def __init__(self, kind: str, config: Any, train: Callable[..., None], source: Source, workers: int) -> None:
+    def __init__(
+        self, kind: str, config: Any, train: Callable[..., None], source: Source, layout: Layout, workers: int
+    ) -> None:
         self._kind = kind
         self._config = config
         self._train = train
         self._source = source
+        self._places = [place for place, column in enumerate(layout.columns) if column.values is None]
         self._workers = workers
         if "train" not in source.splits():
             raise DataError("--train-tokenizer learns from the train split, and none is given; add it, or --tokenizer")
@@ -77,8 +85,9 @@ class TrainedTokenizer:
         self._train(self._config, self._texts(), folder, self._workers)
 
     def _texts(self) -> Iterator[str]:
-        for pair in self._source.rows("train"):
-            yield from pair
+        for row in self._source.rows("train"):
+            for place in self._places:
+                yield row[place]
 
 
 class Prepared(NamedTuple):
@@ -89,16 +98,21 @@ class Prepared(NamedTuple):
 
 
 def prepare(
-    source: Source, tokenizer: TokenizerMaker, config: PreprocessConfig, progress: SplitProgress | None = None
+    source: Source,
+    layout: Layout,
+    tokenizer: TokenizerMaker,
+    config: PreprocessConfig,
+    progress: SplitProgress | None = None,
 ) -> Prepared:
-    """Write the data folder ``config.dest_dir``, or finish one that an interrupted run of the same command left.
+    """Write the data folder ``config.dest_dir`` with the columns of ``layout``.
 
-    Raises `DataError` before anything is written if the text cannot be read, or the folder holds something else.
+    Finishes one that an interrupted run of the same command left. Raises `DataError` before anything is written if the
+    text cannot be read, or the folder holds something else.
     """
     folder = Path(config.dest_dir)
     _check_free(folder)
     totals = {split: source.count(split) for split in source.splits()}
-    record = _record(config, tokenizer.identity())
+    record = _record(config, layout, tokenizer.identity())
     previous = _check_continued(folder, record, totals)
     if folder.exists():
         sweep_temporaries(folder)
@@ -106,14 +120,15 @@ def prepare(
         with atomic_folder(folder / TOKENIZER_FOLDER) as inner:
             tokenizer.make(inner)
             write_json(folder / RECORD, record)
-    manifest, spec, specials = _tokenizer_entries(folder, config)
+    manifest, spec, specials = _tokenizer_entries(folder, layout)
     described = manifest["tokenizer"]
-    rules = Rules(config.empty_lines, config.overlong_lines, config.max_length)
-    with block_workers(spec, rules, described["unk"], specials, config.workers) as submit:
+    empty = "keep" if layout.keep_empty else config.empty_lines
+    rules = Rules(empty, config.overlong_lines, config.max_length)
+    with block_workers(spec, layout.columns, rules, described["unk"], specials, config.workers) as submit:
         binarizer = Binarizer(folder, submit, described["vocab_size"], config.shard_size)
         for split, total in totals.items():
             report = partial(progress, split, total) if progress else _silent
-            manifest["splits"][split] = binarizer.split(split, source.rows(split), report)
+            manifest["splits"][split] = binarizer.split(split, layout.stored(source.rows(split)), report)
     unchanged = previous is not None and previous.get("splits") == manifest["splits"]
     if not unchanged:
         write_manifest(folder, manifest)
@@ -124,29 +139,46 @@ def _silent(lines: int) -> None:
     pass
 
 
-def _tokenizer_entries(folder: Path, config: PreprocessConfig) -> tuple[dict[str, Any], EncoderSpec, list[int]]:
+def _tokenizer_entries(folder: Path, layout: Layout) -> tuple[dict[str, Any], EncoderSpec, list[int]]:
     """The manifest without its splits, how to encode, and the ids of special tokens (the unknown token aside)."""
     tokenizer: Any = tokenizers.open_tokenizer(folder / TOKENIZER_FOLDER)
-    languages = {"source": config.source_lang, "target": config.target_lang}
     described = tokenizers.describe(tokenizer, folder / TOKENIZER_FOLDER)
-    templates = tokenizers.probe_templates(tokenizer, list(languages.values()))
+    languages = list(dict.fromkeys(layout.languages.values()))
+    tokenizers.check_languages(tokenizer, languages, layout.language_flags)
+    templates = tokenizers.probe_templates(tokenizer, languages)
     manifest: dict[str, Any] = {
-        "languages": languages,
-        "columns": ["source", "target"],
+        "task": layout.task,
+        "benchmark": layout.published.name if layout.published is not None else None,
+        "languages": layout.languages,
+        "columns": [column.name for column in layout.columns],
+        "kinds": {column.name: column.kind for column in layout.columns},
+        "labels": layout.labels,
         "tokenizer": described,
         "templates": {
             role: {lang: {"prefix": list(t.prefix), "suffix": list(t.suffix)} for lang, t in by_language.items()}
             for role, by_language in templates.items()
         },
+        "pair_template": asdict(tokenizers.probe_pair(tokenizer, languages[0])) if layout.joined else None,
         "splits": {},
     }
-    spec = choose_encoder(tokenizer, folder / TOKENIZER_FOLDER, languages)
+    spec = choose_encoder(tokenizer, folder / TOKENIZER_FOLDER, layout.roles)
     return manifest, spec, [token for token in tokenizer.all_special_ids if token != described["unk"]]
 
 
-def _record(config: PreprocessConfig, tokenizer: dict[str, Any]) -> dict[str, Any]:
-    kept = ("source_lang", "target_lang", "shard_size", "empty_lines", "max_length", "overlong_lines")
-    return {**{name: getattr(config, name) for name in kept}, "tokenizer": tokenizer}
+def _record(config: PreprocessConfig, layout: Layout, tokenizer: dict[str, Any]) -> dict[str, Any]:
+    kept = ("shard_size", "empty_lines", "max_length", "overlong_lines")
+    return {
+        **{name: getattr(config, name) for name in kept},
+        "task": layout.task,
+        "columns": [column.name for column in layout.columns],
+        "labels": list(layout.labels) if layout.labels is not None else None,
+        **{f"{column}_lang": lang for column, lang in layout.languages.items()},
+        "tokenizer": tokenizer,
+    }
+
+
+#: What the records of earlier versions, which knew translation alone, do not say.
+_EARLIER = {"task": "translation", "columns": ["source", "target"], "labels": None}
 
 
 def _check_free(folder: Path) -> None:
@@ -162,7 +194,7 @@ def _check_continued(folder: Path, record: dict[str, Any], splits: Collection[st
     """Refuse a data folder made with other settings; returns its manifest if it is finished."""
     if not (folder / RECORD).exists():
         return None
-    before = _flat(read_json(folder / RECORD))
+    before = _flat({**_EARLIER, **read_json(folder / RECORD)})
     now = _flat(record)
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):

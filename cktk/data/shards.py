@@ -125,9 +125,9 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
 class DataFolder:
     """A folder made by cktk-preprocess for ``task``.
 
-    ``columns`` of `Kind` ``kinds`` have ``languages`` where these are known. Integers are -1 and numbers NaN where a
-    value is not known; ``labels`` names the integers 0, 1, .. of a label column, ``benchmark`` is the published task
-    that the data is (a key of `cktk.data.glue.GLUE_TASKS`). ``pair_template`` is there where two texts are joined.
+    ``columns`` are of `Kind` ``kinds``; texts have ``languages``, "" where they are not known. Integers are -1 and
+    numbers NaN where a value is not known; ``labels`` names the integers 0, 1, .. of a label column, ``benchmark`` the
+    published task that the data is (`cktk.data.glue.GLUE_TASKS`). ``pair_template`` is there where texts are joined.
     Opening checks the manifest and the size of every file, in O(shards); `verify` also checks the contents. Raises
     `DataError` naming the file if the folder is missing, unfinished or damaged.
     """

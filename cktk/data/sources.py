@@ -1,53 +1,58 @@
-"""Where parallel text comes from: the contract of a source, and plain parallel files."""
+"""Where rows come from: the contract of a source, and plain text files side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
 from cktk.data.configs import TextSourceConfig
+from cktk.data.layouts import SPLITS, Column, Layout, Row
 from cktk.data.text import count_lines, read_lines
+from cktk.data.values import names_of
 from cktk.errors import ConfigError, DataError
-
-#: A source text and its translation.
-Pair = tuple[str, str]
-
-SPLITS = ("train", "valid", "test")
 
 
 class Source(Protocol):
-    """Parallel text in splits. Constructed as ``Source(config, source_lang, target_lang)``."""
+    """Rows in splits. Constructed as ``Source(config, layout)``; a row has a cell for each column of the layout."""
 
     def splits(self) -> list[str]:
-        """The splits that there are, some of train, valid and test, in this order."""
+        """The splits that there are, some of the layout's, in its order."""
         ...
 
     def count(self, split: str) -> int | None:
-        """Check that ``split`` can be read, and return its number of pairs if that is cheap to know."""
+        """Check that ``split`` can be read, and return its number of rows if that is cheap to know."""
         ...
 
-    def rows(self, split: str) -> Iterator[Pair]:
-        """The pairs of ``split`` from the first to the last, holding only a few at a time in memory."""
+    def rows(self, split: str) -> Iterator[Row]:
+        """The rows of ``split`` from the first to the last, holding only a few at a time in memory."""
         ...
 
 
-def language_names(lang: str) -> list[str]:
-    """Names that text of language ``lang`` may have in files and tables: ``en_XX``, then ``en``."""
-    return list(dict.fromkeys([lang, lang.partition("_")[0]]))
+def open_source(make: Callable[[Layout], Source], layout: Layout) -> tuple[Source, Layout]:
+    """The source of ``layout``, and the layout with its labels: those of the train split where none are declared."""
+    source = make(layout)
+    if layout.label is None or layout.labels is not None:
+        return source, layout
+    if "train" not in source.splits():
+        raise DataError("--label-names is needed: there is no train split to find the labels in")
+    place = layout.columns.index(layout.label)
+    layout = layout.with_labels(names_of(row[place] for row in source.rows("train")))
+    return make(layout), layout
 
 
-class ParallelTextSource:
-    """Two files a split, ``PREFIX.LANG`` or ``PREFIX.LANG.gz``; line i of one translates line i of the other.
+class TextSource:
+    """Text files side by side, one for each column: ``PREFIX.NAME`` or ``PREFIX.NAME.gz``, line i of all is row i.
 
-    For a language code such as ``en_XX`` the files may also end in ``.en``.
+    Translations are in ``PREFIX.LANG``; for a language code such as ``en_XX`` the file may also end in ``.en``.
     """
 
-    def __init__(self, config: TextSourceConfig, source_lang: str, target_lang: str) -> None:
+    def __init__(self, config: TextSourceConfig, layout: Layout) -> None:
+        self._columns = layout.columns
         prefixes = {split: getattr(config, f"{split}_prefix") for split in SPLITS}
         self._files = {
-            split: (_find(split, prefix, source_lang), _find(split, prefix, target_lang))
+            split: [_find(split, prefix, column) for column in layout.columns]
             for split, prefix in prefixes.items()
             if prefix is not None
         }
@@ -58,30 +63,46 @@ class ParallelTextSource:
         return list(self._files)
 
     def count(self, split: str) -> int:
-        """Lines of ``split``; raises `DataError` if its two files have different numbers of lines, or none."""
-        source, target = self._files[split]
-        lines = {path: count_lines(path) for path in (source, target)}
+        """Lines of ``split``; raises `DataError` if its files have different numbers of lines, or none."""
+        first, *others = [path for path in self._files[split] if path is not None]
+        lines = {path: count_lines(path) for path in (first, *others)}
         for path, number in lines.items():
             if not number:
                 raise DataError(f"{path}: the file is empty; give a file with text")
-        if lines[source] != lines[target]:
-            raise DataError(
-                f"{source} has {lines[source]} lines but {target} has {lines[target]}; "
-                "line i of one file must be the translation of line i of the other"
-            )
-        return lines[source]
+        for path in others:
+            if lines[path] != lines[first]:
+                raise DataError(
+                    f"{first} has {lines[first]} lines but {path} has {lines[path]}; line i of one file must belong "
+                    "to line i of the other"
+                )
+        return lines[first]
 
-    def rows(self, split: str) -> Iterator[Pair]:
-        source, target = self._files[split]
-        for one, other in zip_longest(read_lines(source), read_lines(target)):
-            if one is None or other is None:
-                raise DataError(f"{source} and {target}: changed while they were read; run the command again")
-            yield one, other
+    def rows(self, split: str) -> Iterator[Row]:
+        files = self._files[split]
+        present = [path for path in files if path is not None]
+        # Lines are text already: in most layouts nothing has to be read from them.
+        plain = len(present) == len(files) and all(column.values is None for column in self._columns)
+        for number, cells in enumerate(zip_longest(*map(read_lines, present)), 1):
+            if None in cells:
+                names = " and ".join(map(str, present))
+                raise DataError(f"{names}: changed while they were read; run the command again")
+            yield cells if plain else self._read(cells, files, number)
+
+    def _read(self, cells: tuple[str, ...], files: list[Path | None], number: int) -> Row:
+        following = iter(cells)
+        return tuple(
+            column.absent if path is None else column.read(next(following), f"{path}:{number}")
+            for column, path in zip(self._columns, files, strict=True)
+        )
 
 
-def _find(split: str, prefix: str, lang: str) -> Path:
-    tried = [Path(f"{prefix}.{name}{suffix}") for name in language_names(lang) for suffix in ("", ".gz")]
+def _find(split: str, prefix: str, column: Column) -> Path | None:
+    endings = ["", ".gz"] if column.bare and column.given is None else []
+    endings += [f".{name}{zipped}" for name in column.names for zipped in ("", ".gz")]
+    tried = [Path(f"{prefix}{ending}") for ending in endings]
     for path in tried:
         if path.is_file():
             return path
+    if column.may_lack(split):
+        return None
     raise DataError(f"--{split}-prefix {prefix}: no such file: {' or '.join(map(str, tried))}")

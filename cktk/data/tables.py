@@ -1,4 +1,4 @@
-"""Parallel text in tables: TSV, CSV, JSON lines and Parquet files."""
+"""Tables: TSV, CSV, JSON lines and Parquet files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pyarrow.parquet
 
 from cktk.data import columns
 from cktk.data.configs import DelimitedSourceConfig, TableSourceConfig
-from cktk.data.sources import SPLITS, Pair, language_names
+from cktk.data.layouts import Column, Layout, Row
 from cktk.data.text import count_lines, read_lines
 from cktk.errors import ConfigError, DataError
 
@@ -24,14 +24,14 @@ _BATCH_ROWS = 4096
 
 
 class TableSource(ABC):
-    """One or more files a split, each with a column for either language; a pattern stands for its files, sorted."""
+    """One or more files a split, with a column for each of the layout's; a pattern stands for its files, sorted."""
 
-    def __init__(self, config: TableSourceConfig, source_lang: str, target_lang: str) -> None:
-        given = {split: getattr(config, f"{split}_file") for split in SPLITS}
-        self._files = {split: _find(split, name) for split, name in given.items() if name is not None}
+    def __init__(self, config: TableSourceConfig, layout: Layout) -> None:
+        given = {split: layout.files.get(split) or getattr(config, f"{split}_file", None) for split in layout.splits}
+        self._files = {split: find_files(split, name) for split, name in given.items() if name is not None}
         if not self._files:
             raise ConfigError("no text to prepare: give --train-file, --valid-file or --test-file")
-        self._wanted = columns.wanted_columns(config.source_column, config.target_column, source_lang, target_lang)
+        self._columns = layout.columns
 
     def splits(self) -> list[str]:
         return list(self._files)
@@ -40,57 +40,76 @@ class TableSource(ABC):
         """Rows of ``split`` if the format tells; raises `DataError` for an empty file or a missing column."""
         total: int | None = 0
         for path in self._files[split]:
-            if next(self._file_rows(path), None) is None:
+            if next(self._file_rows(path, split), None) is None:
                 raise DataError(f"{path}: the file holds no rows; give a file with text")
             rows = self._file_count(path)
             total = None if total is None or rows is None else total + rows
         return total
 
-    def rows(self, split: str) -> Iterator[Pair]:
+    def rows(self, split: str) -> Iterator[Row]:
         for path in self._files[split]:
-            yield from self._file_rows(path)
+            yield from self._file_rows(path, split)
 
     @abstractmethod
     def _file_count(self, path: Path) -> int | None:
         """Rows of one file, or None where only reading it all would tell."""
 
     @abstractmethod
-    def _file_rows(self, path: Path) -> Iterator[Pair]:
-        """Pairs of one file."""
+    def _file_rows(self, path: Path, split: str) -> Iterator[Row]:
+        """Rows of one file."""
 
 
 class _DelimitedSource(TableSource):
-    def __init__(self, config: DelimitedSourceConfig, source_lang: str, target_lang: str) -> None:
-        super().__init__(config, source_lang, target_lang)
+    def __init__(self, config: DelimitedSourceConfig, layout: Layout) -> None:
+        super().__init__(config, layout)
         self._header = config.header
 
     @abstractmethod
     def _records(self, path: Path) -> Iterator[tuple[int, list[str]]]:
         """Line number and cells of each record."""
 
-    def _file_rows(self, path: Path) -> Iterator[Pair]:
+    def _file_rows(self, path: Path, split: str) -> Iterator[Row]:
         records = self._records(path)
         first = next(records, None)
         if first is None:
             return
-        names = first[1] if self._header else []
         width = len(first[1])
-        one, other = (self._position(wanted, names, width, path) for wanted in self._wanted)
+        places = find_places(self._columns, first[1] if self._header else [], width, split, path)
         if not self._header:
-            yield first[1][one], first[1][other]
+            yield row_of(self._columns, places, first[1], f"{path}:{first[0]}")
         for number, cells in records:
             if len(cells) != width:
                 raise DataError(f"{path}:{number}: {len(cells)} columns, but line 1 has {width}; mend the line")
-            yield cells[one], cells[other]
+            yield row_of(self._columns, places, cells, f"{path}:{number}")
 
-    def _position(self, wanted: columns.Wanted, names: Sequence[str], width: int, path: Path) -> int:
-        for name in [wanted.column] if wanted.column is not None else language_names(wanted.lang):
-            if name in names:
-                return list(names).index(name)
-            if name.isdecimal() and 1 <= int(name) <= width:
-                return int(name) - 1
-        present = names or [str(number) for number in range(1, width + 1)]
-        raise columns.missing_column(wanted, present, path)
+
+#: Where in a record a column is, from 0; None for one that is absent.
+Place = int | None
+
+
+def find_places(columns_: Sequence[Column], names: Sequence[str], width: int, split: str, path: Path) -> list[Place]:
+    """The places of ``columns_`` in records of ``width`` cells, under a header ``names`` that may be empty.
+
+    A number that the user gives is a place, from 1; a layout's own numbers are meant for files without header. Raises
+    `DataError` for a column that is not there and that ``split`` may not lack.
+    """
+    places: list[Place] = []
+    for column in columns_:
+        found = [list(names).index(name) for name in column.names if name in names]
+        if column.given is not None or not names:
+            found += [int(name) - 1 for name in column.names if name.isdecimal() and 1 <= int(name) <= width]
+        if not found and not column.may_lack(split):
+            raise columns.missing_column(column, names or [str(number) for number in range(1, width + 1)], path)
+        places.append(found[0] if found else None)
+    return places
+
+
+def row_of(columns_: Sequence[Column], places: Sequence[Place], cells: Sequence[str], where: str) -> Row:
+    """What the record ``cells`` says in ``columns_``, which it has at ``places``."""
+    return tuple(
+        column.absent if place is None else column.read(cells[place], where)
+        for column, place in zip(columns_, places, strict=True)
+    )
 
 
 class TsvSource(_DelimitedSource):
@@ -125,42 +144,46 @@ class JsonlSource(TableSource):
     def _file_count(self, path: Path) -> int:
         return count_lines(path)
 
-    def _file_rows(self, path: Path) -> Iterator[Pair]:
-        paths: list[columns.Path] | None = None
+    def _file_rows(self, path: Path, split: str) -> Iterator[Row]:
+        paths: list[columns.Path | None] | None = None
         for number, line in enumerate(read_lines(path), 1):
-            row = _json_object(line, f"{path}:{number}")
-            if paths is None:
-                paths = [columns.find_column(wanted, row, path) for wanted in self._wanted]
             where = f"{path}:{number}"
-            yield columns.text_at(row, paths[0], where), columns.text_at(row, paths[1], where)
+            row = _json_object(line, where)
+            if paths is None:
+                paths = [columns.find_column(column, row, split, path) for column in self._columns]
+            yield columns.read_row(self._columns, paths, row, where)
 
 
 class ParquetSource(TableSource):
-    """Parquet files; only the two columns are read, one row group's batch at a time."""
+    """Parquet files; only the layout's columns are read, one row group's batch at a time."""
 
     def _file_count(self, path: Path) -> int:
         with _open_parquet(path) as file:
             return int(file.metadata.num_rows)
 
-    def _file_rows(self, path: Path) -> Iterator[Pair]:
+    def _file_rows(self, path: Path, split: str) -> Iterator[Row]:
+        number = 0
         with _open_parquet(path) as file:
             shape = _shape(file.schema_arrow)
-            one, other = (columns.find_column(wanted, shape, path) for wanted in self._wanted)
+            paths = [columns.find_column(column, shape, split, path) for column in self._columns]
+            names = [".".join(found) for found in paths if found is not None]
             try:
-                for batch in file.iter_batches(_BATCH_ROWS, columns=[".".join(one), ".".join(other)]):
+                for batch in file.iter_batches(_BATCH_ROWS, columns=names):
                     for row in batch.to_pylist():
-                        yield columns.text_at(row, one, path), columns.text_at(row, other, path)
+                        number += 1
+                        yield columns.read_row(self._columns, paths, row, f"{path}, row {number}")
             except (pyarrow.ArrowException, OSError) as error:
                 raise DataError(f"{path}: damaged Parquet file ({error}); fetch it again") from error
 
 
-def _find(split: str, name: str) -> list[Path]:
+def find_files(split: str, name: str) -> list[Path]:
+    """The files that ``--<split>-file name`` means; raises `DataError` if there is none."""
     # A file of exactly this name wins: names may hold characters that mean something in patterns.
     if Path(name).is_file():
         return [Path(name)]
     found = [Path(match) for match in sorted(glob.glob(name))]
     if not found:
-        raise DataError(f"--{split}-file {name}: no such file")
+        raise DataError(f"--{split.replace('_', '-')}-file {name}: no such file")
     return found
 
 

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cktk.data.encoder import ROLES, Role, knows_languages
 from cktk.errors import DataError
-from cktk.protocols import Template
+from cktk.protocols import PairTemplate, Template
 from cktk.utils.words import alternatives
 
 
@@ -70,15 +70,43 @@ def probe_templates(tokenizer: Any, languages: Sequence[str]) -> dict[Role, dict
     return {role: {lang: _probe(tokenizer, role, lang) for lang in languages} for role in ROLES}
 
 
+def probe_pair(tokenizer: Any, lang: str) -> PairTemplate:
+    """What the tokenizer puts around two texts of language ``lang`` that it joins, and whether it tells them apart.
+
+    Raises `DataError` for a tokenizer that joins texts in another way than `PairTemplate` says.
+    """
+    if knows_languages(tokenizer):
+        tokenizer.src_lang = lang
+    one, other = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in "ab")
+    joined = tokenizer("a", "b")
+    whole, types = joined["input_ids"], joined.get("token_type_ids")
+    first = _place(one, whole, 0)
+    second = _place(other, whole, first + len(one)) if first is not None else None
+    if first is not None and second is not None:
+        parts = (whole[:first], whole[first + len(one) : second], whole[second + len(other) :])
+        told_apart = bool(types) and any(types)
+        if not told_apart or types == [0] * second + [1] * (len(whole) - second):
+            prefix, middle, suffix = map(tuple, parts)
+            return PairTemplate(prefix, middle, suffix, told_apart)
+    raise DataError(
+        f"--tokenizer: {type(tokenizer).__name__} joins two texts in a way of its own; use another tokenizer"
+    )
+
+
+def _place(part: list[int], whole: list[int], start: int) -> int | None:
+    """Where ``part`` begins in ``whole``, from ``start`` on."""
+    places = range(start, len(whole) - len(part) + 1)
+    return next((place for place in places if whole[place : place + len(part)] == part), None)
+
+
 def _probe(tokenizer: Any, role: Role, lang: str) -> Template:
     if knows_languages(tokenizer):
         setattr(tokenizer, "src_lang" if role == "source" else "tgt_lang", lang)
     key = "text" if role == "source" else "text_target"
     inner = tokenizer(**{key: "a"}, add_special_tokens=False)["input_ids"]
     whole = tokenizer(**{key: "a"})["input_ids"]
-    for start in range(len(whole) - len(inner) + 1):
-        if whole[start : start + len(inner)] == inner:
-            return Template(tuple(whole[:start]), tuple(whole[start + len(inner) :]))
+    if (start := _place(inner, whole, 0)) is not None:
+        return Template(tuple(whole[:start]), tuple(whole[start + len(inner) :]))
     raise DataError(
         f"--tokenizer: {type(tokenizer).__name__} encodes a text differently with and without special tokens; "
         "use another tokenizer"
@@ -98,13 +126,20 @@ def language_codes(tokenizer: Any) -> list[str]:
     return [token for token in tokenizer.all_special_tokens if not token.startswith("<")]
 
 
-def check_languages(tokenizer: Any, languages: Sequence[str]) -> None:
-    """Raise `DataError` for a language that a multilingual tokenizer does not know; others take any."""
+def check_languages(tokenizer: Any, languages: Sequence[str], flags: str = "--source-lang/--target-lang") -> None:
+    """Raise `DataError` for a language that a multilingual tokenizer does not know; others take any, or none.
+
+    ``flags`` is what chooses the languages.
+    """
     codes = language_codes(tokenizer)
     for lang in languages if knows_languages(tokenizer) else ():
+        if not lang:
+            raise DataError(
+                f"{flags} is needed: {type(tokenizer).__name__} marks the language of a text; known: {', '.join(codes)}"
+            )
         if lang not in codes:
             raise DataError(
-                f"--source-lang/--target-lang: {type(tokenizer).__name__} has no language {lang!r}; "
+                f"{flags}: {type(tokenizer).__name__} has no language {lang!r}; "
                 f"{alternatives(lang, codes)} "
                 "(files and columns may still be named without the part after the underscore)"
             )

@@ -43,8 +43,11 @@ def count_tokens(data: DataFolder, progress: Progress) -> npt.NDArray[np.int64]:
 
 def template_ids(data: DataFolder) -> set[int]:
     """The special tokens that are put around the rows of the folder."""
-    templates = (template for by_language in data.templates.values() for template in by_language.values())
-    return {token for template in templates for token in (*template.prefix, *template.suffix)}
+    templates = [template for by_language in data.templates.values() for template in by_language.values()]
+    found = {token for template in templates for token in (*template.prefix, *template.suffix)}
+    if (pair := data.pair_template) is not None:
+        found.update(pair.prefix, pair.middle, pair.suffix)
+    return found
 
 
 def write_trimmed_data(
@@ -62,16 +65,17 @@ def write_trimmed_data(
         split = data.split(name)
         entries = []
         for number, entry in enumerate(data.entries(name)):
-            columns = {
+            columns: dict[str, Any] = {
                 column: np.split(vocabulary.to_new(ids), offsets[1:-1]) if entry["rows"] else []
                 for column, (ids, offsets) in split.shard(number).items()
             }
+            columns |= split.values_of(number)
             entries.append(write_shard(folder, entry["name"], columns, vocabulary.new_size))
             progress(entry["rows"])
         manifest["splits"][name]["shards"] = entries
-    for by_language in manifest["templates"].values():
-        for template in by_language.values():
-            for place in ("prefix", "suffix"):
-                template[place] = vocabulary.to_new(template[place]).tolist()
+    templates = [template for by_language in manifest["templates"].values() for template in by_language.values()]
+    for template in [*templates, manifest.get("pair_template") or {}]:
+        for place in {"prefix", "middle", "suffix"} & set(template):
+            template[place] = vocabulary.to_new(template[place]).tolist()
     opened = open_tokenizer(folder / TOKENIZER_FOLDER)
     write_manifest(folder, {**manifest, "tokenizer": describe(opened, folder / TOKENIZER_FOLDER)})

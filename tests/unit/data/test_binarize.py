@@ -16,9 +16,11 @@ from cktk.data import binarize
 from cktk.data.binarize import Binarizer
 from cktk.data.blocks import Block, BlockEncoder, Encoded, Rules
 from cktk.data.encoder import Rows
+from cktk.data.layouts import Column
 from cktk.errors import DataError
 
 UNKNOWN, SPECIAL = 3, 2
+SIDES = (Column("source", "--source-column"), Column("target", "--target-column", role="target"))
 
 
 def encode(texts: list[str], role: str) -> Rows:
@@ -43,9 +45,9 @@ texts = st.lists(st.tuples(st.text("ab?$", max_size=6), st.text("ab?$", max_size
     may_drop=st.booleans(),
 )
 def test_rules(pairs: list[tuple[str, str]], empty: str, overlong: str, limit: int, may_drop: bool) -> None:
-    encoder = BlockEncoder(encode, Rules(empty, overlong, limit), UNKNOWN, [SPECIAL])
+    encoder = BlockEncoder(encode, SIDES, Rules(empty, overlong, limit), UNKNOWN, [SPECIAL])
     sources, targets = map(list, zip(*pairs, strict=True))
-    found = encoder(Block(sources, targets), may_drop)
+    found = encoder([sources, targets], may_drop)
 
     expected: list[tuple[list[int], list[int]]] = []
     counts: Counter[str] = Counter()
@@ -64,7 +66,7 @@ def test_rules(pairs: list[tuple[str, str]], empty: str, overlong: str, limit: i
         counts["unknown"] += pair[0].count("?") + pair[1].count("?")
         counts["special"] += "$" in pair[0] + pair[1]
         expected.append((encode([pair[0]], "source").ids.tolist(), encode([pair[1]], "target").ids.tolist()))
-    assert list(zip(lists(found.source), lists(found.target), strict=True)) == expected
+    assert list(zip(lists(found.columns["source"]), lists(found.columns["target"]), strict=True)) == expected
     assert {name: number for name, number in found.counts.items() if number} == +counts
 
 
@@ -72,7 +74,7 @@ PAIRS = [(f"a{'b' * (i % 5)}", f"b{'a' * (i % 7)}") for i in range(25)]
 
 
 def submit(block: Block, may_drop: bool) -> Callable[[], Encoded]:
-    return partial(BlockEncoder(encode, Rules(), UNKNOWN, [SPECIAL]), block, may_drop)
+    return partial(BlockEncoder(encode, SIDES, Rules(), UNKNOWN, [SPECIAL]), block, may_drop)
 
 
 def write(folder: Path, pairs: list[tuple[str, str]], shard_size: int = 10) -> dict[str, object]:

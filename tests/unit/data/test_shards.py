@@ -102,7 +102,7 @@ def test_labels_languages_and_pair_template_are_those_of_the_manifest(tmp_path):
     pair = {"prefix": [0], "middle": [2, 2], "suffix": [2], "token_types": True}
     rows = [np.array([1, 0])]
     data = glue_like(tmp_path / "a", rows, labels=["no", "yes"], pair_template=pair, languages={})
-    assert (data.task, data.labels, data.languages) == ("glue", ("no", "yes"), {})
+    assert (data.task, data.labels, data.languages) == ("glue", ("no", "yes"), {"text_a": ""})
     assert data.pair_template == PairTemplate((0,), (2, 2), (2,), token_types=True)
     unknown = {"source": {"": {"prefix": [0], "suffix": [2]}}, "target": {}}
     data = glue_like(tmp_path / "b", rows, templates=unknown)

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from cktk.data.configs import DatasetsSourceConfig, DelimitedSourceConfig, TableSourceConfig, TextSourceConfig
 from cktk.data.hub_source import DatasetsSource
-from cktk.data.sources import ParallelTextSource
+from cktk.data.layout_configs import TranslationDataConfig
+from cktk.data.layouts import Layout, translation
+from cktk.data.sources import TextSource
 from cktk.data.tables import CsvSource, JsonlSource, ParquetSource, TsvSource
 from cktk.data.text import count_lines, read_lines
 from cktk.errors import ConfigError, DataError
@@ -25,13 +27,18 @@ from cktk.errors import ConfigError, DataError
 PAIRS = [("A house.", "Une maison."), ("x\u2028y\x0bz\x0c\x85", 'dit "oui", l\'été'), ("", "vide"), ("  end ", "汉字")]
 
 
+def pairs_of(source: str = "en", target: str = "fr", **columns: str) -> Layout:
+    """The layout of translations between two languages."""
+    return translation(TranslationDataConfig(source_lang=source, target_lang=target, **columns))
+
+
 def write_text(prefix: Path, pairs: list[tuple[str, str]], end: str = "\n") -> None:
     for side, lang in enumerate(("en", "fr")):
         Path(f"{prefix}.{lang}").write_bytes("".join(pair[side] + end for pair in pairs).encode())
 
 
-def text_source(tmp_path: Path, **prefixes: str) -> ParallelTextSource:
-    return ParallelTextSource(TextSourceConfig(**{k: str(tmp_path / v) for k, v in prefixes.items()}), "en", "fr")
+def text_source(tmp_path: Path, **prefixes: str) -> TextSource:
+    return TextSource(TextSourceConfig(**{k: str(tmp_path / v) for k, v in prefixes.items()}), pairs_of())
 
 
 class TestLines:
@@ -83,7 +90,7 @@ class TestParallelText:
         write_text(tmp_path / "t", PAIRS)
         (tmp_path / "t.fr.gz").write_bytes(gzip.compress((tmp_path / "t.fr").read_bytes()))
         (tmp_path / "t.fr").unlink()
-        source = ParallelTextSource(TextSourceConfig(test_prefix=str(tmp_path / "t")), "en_XX", "fr_XX")
+        source = TextSource(TextSourceConfig(test_prefix=str(tmp_path / "t")), pairs_of("en_XX", "fr_XX"))
         assert list(source.rows("test")) == PAIRS
 
     def test_unequal_counts_name_both_files(self, tmp_path: Path) -> None:
@@ -104,7 +111,7 @@ class TestParallelText:
 
     def test_no_split(self) -> None:
         with pytest.raises(ConfigError, match="--train-prefix"):
-            ParallelTextSource(TextSourceConfig(), "en", "fr")
+            TextSource(TextSourceConfig(), pairs_of())
 
 
 def tsv_bytes(header: bool = True) -> bytes:
@@ -134,28 +141,26 @@ class TestTables:
         delimited = kind in ("tsv", "csv")
         config = (DelimitedSourceConfig if delimited else TableSourceConfig)(train_file=str(path))
         made = {"tsv": TsvSource, "csv": CsvSource, "jsonl": JsonlSource, "parquet": ParquetSource}[kind]
-        source = made(config, "en", "fr")  # type: ignore[arg-type]
+        source = made(config, pairs_of())  # type: ignore[arg-type]
         assert list(source.rows("train")) == PAIRS
         assert source.count("train") == (None if kind == "csv" else len(PAIRS))
 
     def test_named_and_numbered_columns_and_no_header(self, tmp_path: Path) -> None:
         (tmp_path / "a.tsv").write_bytes(tsv_bytes(header=False))
-        config = DelimitedSourceConfig(
-            test_file=str(tmp_path / "a.tsv"), source_column="3", target_column="1", header=False
-        )
-        source = TsvSource(config, "xx", "yy")
+        config = DelimitedSourceConfig(test_file=str(tmp_path / "a.tsv"), header=False)
+        source = TsvSource(config, pairs_of("xx", "yy", source_column="3", target_column="1"))
         assert list(source.rows("test")) == [(b, a) for a, b in PAIRS]
         assert source.count("test") == len(PAIRS)
 
     def test_quoted_line_end_stays_in_its_cell(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_bytes(b'en,fr\n"two\nlines","deux, lignes"\n')
-        source = CsvSource(DelimitedSourceConfig(train_file=str(tmp_path / "a.csv")), "en", "fr")
+        source = CsvSource(DelimitedSourceConfig(train_file=str(tmp_path / "a.csv")), pairs_of())
         assert list(source.rows("train")) == [("two\nlines", "deux, lignes")]
 
     def test_pattern_takes_files_in_order(self, tmp_path: Path) -> None:
         for name in ("b", "a"):
             (tmp_path / f"part-{name}.jsonl").write_text(json.dumps({"en": name, "fr": None}) + "\n")
-        source = JsonlSource(TableSourceConfig(train_file=str(tmp_path / "part-*.jsonl")), "en", "fr")
+        source = JsonlSource(TableSourceConfig(train_file=str(tmp_path / "part-*.jsonl")), pairs_of())
         assert list(source.rows("train")) == [("a", ""), ("b", "")]
         assert source.count("train") == 2
 
@@ -180,13 +185,13 @@ class TestTables:
         kind = {"tsv": TsvSource, "csv": CsvSource, "jsonl": JsonlSource, "parquet": ParquetSource}[name[2:]]
         config = DelimitedSourceConfig if kind in (TsvSource, CsvSource) else TableSourceConfig
         with pytest.raises(DataError, match=message):
-            source = kind(config(train_file=str(tmp_path / name)), "en", "fr")  # type: ignore[arg-type]
+            source = kind(config(train_file=str(tmp_path / name)), pairs_of())  # type: ignore[arg-type]
             source.count("train")
             list(source.rows("train"))
 
     def test_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="--train-file .*gone.tsv: no such file"):
-            TsvSource(DelimitedSourceConfig(train_file=str(tmp_path / "gone.tsv")), "en", "fr")
+            TsvSource(DelimitedSourceConfig(train_file=str(tmp_path / "gone.tsv")), pairs_of())
 
 
 class TestDatasets:
@@ -201,7 +206,7 @@ class TestDatasets:
     def test_wmt_style_folder(self, tmp_path: Path) -> None:
         self.save(tmp_path / "set")
         config = DatasetsSourceConfig(dataset=str(tmp_path / "set"), test_split="extra")
-        source = DatasetsSource(config, "en", "fr_XX")
+        source = DatasetsSource(config, pairs_of("en", "fr_XX"))
         assert source.splits() == ["train", "valid", "test"]
         assert [source.count(split) for split in source.splits()] == [4, 1, 1]
         assert list(source.rows("train")) == PAIRS
@@ -211,8 +216,8 @@ class TestDatasets:
         self.save(tmp_path / "set")
         name = str(tmp_path / "set")
         with pytest.raises(DataError, match=r"--test-split: unknown name 'extr'; did you mean extra\?"):
-            DatasetsSource(DatasetsSourceConfig(dataset=name, test_split="extr"), "en", "fr")
+            DatasetsSource(DatasetsSourceConfig(dataset=name, test_split="extr"), pairs_of())
         with pytest.raises(DataError, match=r"no column 'de'; .* among: translation\.en, translation\.fr"):
-            DatasetsSource(DatasetsSourceConfig(dataset=name), "en", "de").count("train")
+            DatasetsSource(DatasetsSourceConfig(dataset=name), pairs_of("en", "de")).count("train")
         with pytest.raises(DataError, match="nowhere: cannot be loaded"):
-            DatasetsSource(DatasetsSourceConfig(dataset=str(tmp_path / "nowhere")), "en", "fr")
+            DatasetsSource(DatasetsSourceConfig(dataset=str(tmp_path / "nowhere")), pairs_of())

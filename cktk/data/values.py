@@ -1,0 +1,134 @@
+"""What the cells of a column mean that are not texts: labels, numbers, and names of documents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from cktk.data.manifest import Kind
+from cktk.errors import DataError
+
+#: The value of a label that is not known.
+UNKNOWN_LABEL = -1
+
+_MOST_LABELS = 1000
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Classes, by their name or their number; empty, null and -1 are labels that are not known.
+
+    Without ``names`` the set is not declared yet, and a cell is read as its text, for `names_of`.
+    """
+
+    names: tuple[str, ...] | None
+    kind: ClassVar[Kind] = "integer"
+    absent: ClassVar[int] = UNKNOWN_LABEL
+
+    def read(self, cell: object, where: str) -> int | str:
+        """The number of the label ``cell``; raises `DataError` for one outside of the declared set."""
+        text = _label_text(cell, where)
+        if text in ("", str(UNKNOWN_LABEL)):
+            return UNKNOWN_LABEL
+        if self.names is None:
+            return text
+        if text in self.names:
+            return self.names.index(text)
+        # Numbers stand for names, unless the names are numbers: then it would be unclear what they count.
+        if text.isdecimal() and int(text) < len(self.names) and not any(name.isdecimal() for name in self.names):
+            return int(text)
+        known = ", ".join(self.names)
+        raise DataError(f"{where}: label {text!r} is not one of {known}; mend the row, or see --label-names")
+
+    def unknown(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of ``values`` are not known."""
+        return np.equal(values, UNKNOWN_LABEL)
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers; empty, null, NaN and ``stand_in`` are values that are not known."""
+
+    stand_in: float | None = None
+    kind: ClassVar[Kind] = "number"
+    absent: ClassVar[float] = math.nan
+
+    def read(self, cell: object, where: str) -> float:
+        """``cell`` as a number; raises `DataError` for anything else, and for infinity."""
+        if cell is None or cell == "":
+            return math.nan
+        try:
+            number = float(cell) if isinstance(cell, str | int | float) else math.inf
+        except (ValueError, OverflowError):
+            number = math.inf
+        if math.isinf(number):
+            raise DataError(f"{where}: {cell!r} is not a number; mend the row, or leave out --regression")
+        return math.nan if number == self.stand_in else number
+
+    def unknown(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        """Which of ``values`` are not known."""
+        return np.isnan(values)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Names of documents, which become numbers: a new one wherever the name changes.
+
+    A row without a name is a document of its own.
+    """
+
+    kind: ClassVar[Kind] = "integer"
+    absent: ClassVar[str] = ""
+
+    def read(self, cell: object, where: str) -> str:
+        """The name, as text."""
+        if cell is None or isinstance(cell, str | int):
+            return "" if cell is None else str(cell)
+        raise DataError(f"{where}: a document's name is text or a whole number, not {type(cell).__name__}")
+
+    def unknown(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """None is unknown: each row has a document."""
+        return np.zeros(len(values), bool)
+
+
+#: How the cells of a column of values are read.
+Values = Labels | Numbers | Documents
+
+
+def _label_text(cell: object, where: str) -> str:
+    if cell is None:
+        return ""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, float) and not cell.is_integer():
+        if math.isnan(cell):
+            return ""
+        raise DataError(f"{where}: label {cell} is a number and not a class; add --regression")
+    if isinstance(cell, bool | int | float):
+        return str(int(cell))
+    raise DataError(f"{where}: a label is text or a whole number, not {type(cell).__name__}")
+
+
+def names_of(cells: Iterable[int | str]) -> tuple[str, ...]:
+    """The different labels among ``cells``, as `Labels` without names reads them: numbers by size, others by name.
+
+    Raises `DataError` where there is none, or more than a thousand.
+    """
+    found: set[str] = set()
+    for cell in cells:
+        if isinstance(cell, str):
+            found.add(cell)
+        if len(found) > _MOST_LABELS:
+            raise DataError(
+                f"the train split has more than {_MOST_LABELS:,} different labels; --regression takes numbers, "
+                "--label-names names classes"
+            )
+    if not found:
+        raise DataError("the train split has no label; give --label-names, or label some of it")
+    numbers = all(name.removeprefix("-").isdecimal() for name in found)
+    return tuple(sorted(found, key=int) if numbers else sorted(found))
