@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
+from cktk.data.languages import english_name
+from cktk.errors import ConfigError
 
-def prompt_ids(tokenizer: Any, prompt: str) -> tuple[int, ...]:
+
+def names_languages(prompt: str) -> bool:
+    """Whether ``{source}`` or ``{target}`` in ``prompt`` stands for a language."""
+    return "{source}" in prompt or "{target}" in prompt
+
+
+def prompt_ids(tokenizer: Any, prompt: str, source_lang: str = "", target_lang: str = "") -> tuple[int, ...]:
     """The tokens that ``prompt`` adds before a text, without special tokens.
 
-    Texts are stored as tokens of their own, so a prompt is cut off from an example that begins with it. Where text
-    behind it would have been cut into other tokens than alone (byte-level BPE), these are the prompt's own tokens.
+    ``{source}`` and ``{target}`` become the names of the languages. Texts are stored as tokens of their own, so a
+    prompt is cut off from an example that begins with it. Where text behind it would be cut into other tokens than
+    alone (byte-level BPE), these are the prompt's own tokens. Raises `ConfigError` where a language is not known.
     """
     if not prompt:
         return ()
+    for role, lang in (("source", source_lang), ("target", target_lang)):
+        if f"{{{role}}}" in prompt and not lang:
+            raise ConfigError(
+                f"--source-prompt: {{{role}}} stands for a language that is not known here; write its name, or give "
+                f"--{role}-lang"
+            )
+        prompt = prompt.replace(f"{{{role}}}", english_name(lang))
     alone = tokenizer("a", add_special_tokens=False)["input_ids"]
     whole = tokenizer(f"{prompt}a", add_special_tokens=False)["input_ids"]
     if alone and whole[-len(alone) :] == alone:

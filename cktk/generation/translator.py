@@ -6,23 +6,27 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
+from cktk.data.context_config import InputConfig
 from cktk.data.encoder import PythonEncoder, knows_languages
+from cktk.data.framing import Context, Frame, check_room
+from cktk.data.prompts import names_languages, prompt_ids
 from cktk.data.tokenizers import probe_templates
 from cktk.errors import ConfigError, DataError
 from cktk.generation.beam import BeamSearch, Ids
 from cktk.generation.configs import SearchConfig
-from cktk.protocols import DecoderLayout, DecodingStart, Template
+from cktk.generation.context import Beginning, ContextualSearch, Rows
+from cktk.generation.lines import Lines
+from cktk.protocols import DecoderLayout, DecodingStart, Hypothesis, Template
 
 
 class Translation(NamedTuple):
-    """A translation and its length-penalised score."""
+    """A translation, its length-penalised score, and its token ids as generated (specials, too; none without text)."""
 
     text: str
     score: float
+    tokens: tuple[int, ...] = ()
 
 
 @dataclass
@@ -38,9 +42,18 @@ class Counts:
 class _Frame(NamedTuple):
     """How a text becomes model input, and how decoding starts."""
 
-    source: Template
-    target: Template
+    source: Frame
+    target: Frame
+    context: Context | None
     start: DecodingStart
+
+
+class TextRows(Rows, Protocol):
+    """Texts in the order of their documents, by number, and what the encoder gets for them."""
+
+    def is_blank(self, index: int) -> bool: ...
+
+    def source_ids(self, index: int) -> Ids: ...
 
 
 def decode_line(tokenizer: Any, ids: Sequence[int]) -> str:
@@ -57,7 +70,7 @@ class Translator:
     (mBART); what its generation config says goes before the former. ``layout`` is its family's word on its decoder.
     ``source_lang`` and ``target_lang`` are codes of a multilingual tokenizer (mBART); they default to what is saved
     with it. Sources are cut to ``max_source_positions`` tokens (at most, and by default, the model's positions) and
-    counted in ``counts``.
+    counted in ``counts``. ``inputs`` say what stands before each source.
     Raises `ConfigError` for languages that the tokenizer does not have or need, and a beam larger than the vocabulary.
     """
 
@@ -74,6 +87,7 @@ class Translator:
         max_source_positions: int | None = None,
         max_tokens: int | None = None,
         batch_size: int | None = None,
+        inputs: InputConfig | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -87,6 +101,7 @@ class Translator:
         self.positions = sys.maxsize if layout.source_positions is None else layout.source_positions
         self.max_source_positions = min(max_source_positions or self.positions, self.positions)
         self._max_tokens, self._batch_size = max_tokens, batch_size
+        self._inputs = inputs or InputConfig()
 
     def translate(self, texts: Sequence[str], prefixes: Sequence[str] | None = None) -> list[str]:
         """The best translation of each text, in order; each begins with its prefix. A blank text gives an empty one."""
@@ -98,44 +113,57 @@ class Translator:
         prefixes: Sequence[str] | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Translation]]:
-        """The ``nbest`` translations of each text, best first; a blank text gives one empty translation."""
-        if isinstance(texts, str):
-            raise TypeError("translate takes a list of texts; wrap a single one in a list")
-        sources = [self._framed(ids) if text.strip() else None for text, ids in self._encoded(texts, "source")]
-        starts = (
-            None if prefixes is None else [self._prefix(text, ids) for text, ids in self._encoded(prefixes, "target")]
-        )
-        return self.translate_ids(sources, starts, self._frame.start, on_progress=on_progress)
+        """The ``nbest`` translations of each text, best first; a blank text gives one empty translation.
 
-    def translate_ids(
+        Where sources have context, texts are the sentences of a document, up to the next blank one.
+        """
+        return self.reader().translate_nbest(texts, prefixes, on_progress)
+
+    def reader(self) -> Reader:
+        """What translates lines that come in parts."""
+        frame = self._frame
+        outputs = ContextualSearch(frame.target, frame.context, self.tokenizer.all_special_ids)
+        return Reader(self, Lines(frame.source, frame.context), outputs)
+
+    def translate_rows(
         self,
-        sources: Sequence[Ids | None],
+        rows: TextRows,
+        numbers: Sequence[int],
+        outputs: ContextualSearch,
         prefixes: Sequence[Ids | None] | None,
         start: DecodingStart,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Translation]]:
-        """The same for token ids with their template; None stands for a blank text."""
-        if prefixes is not None and len(prefixes) != len(sources):
+        """The same for the ``numbers`` of rows that are tokens already; ``prefixes`` go without template."""
+        if prefixes is not None and len(prefixes) != len(numbers):
             raise DataError(
-                f"{len(sources)} texts but {len(prefixes)} prefixes; give one (perhaps empty) prefix per text"
+                f"{len(numbers)} texts but {len(prefixes)} prefixes; give one (perhaps empty) prefix per text"
             )
-        filled = [row for row, source in enumerate(sources) if source is not None]
-        found = self._search.generate(
-            [source for source in sources if source is not None],
-            max_tokens=self._max_tokens,
-            batch_size=self._batch_size,
-            prefixes=None if prefixes is None else [prefixes[row] for row in filled],
-            forced_bos=start.forced_bos,
-            decoder_start=start.token,
-            on_progress=on_progress,
-        )
-        translations = [[Translation("", 0.0)] for _ in sources]
-        for row, hypotheses in zip(filled, found, strict=True):
-            translations[row] = [Translation(self.decode(h.tokens), h.score) for h in hypotheses]
-        self.counts.sentences += len(sources)
-        self.counts.empty += len(sources) - len(filled)
-        self.counts.tokens += sum(len(hypotheses[0].tokens) for hypotheses in found)
-        return translations
+        own = dict(zip(numbers, prefixes, strict=True)) if prefixes is not None else {}
+        filled = [number for number in numbers if not rows.is_blank(number)]
+
+        def search(found: Sequence[int], beginnings: Sequence[Beginning]) -> list[list[Hypothesis]]:
+            return self._search.generate(
+                [rows.source_ids(number) for number in found],
+                max_tokens=self._max_tokens,
+                batch_size=self._batch_size,
+                prefixes=[beginning.ids for beginning in beginnings],
+                forced_bos=start.forced_bos,
+                decoder_start=start.token,
+                on_progress=on_progress,
+            )
+
+        found = dict(zip(filled, outputs(rows, filled, [own.get(number) for number in filled], search), strict=True))
+        self.counts.sentences += len(numbers)
+        self.counts.empty += len(numbers) - len(filled)
+        self.counts.tokens += sum(len(hypotheses[0].tokens) for hypotheses in found.values())
+        nothing = [Translation("", 0.0)]
+        return [
+            [Translation(self.decode(h.tokens), h.score, h.tokens) for h in found[number]]
+            if number in found
+            else nothing[:]
+            for number in numbers
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as one line of text, without special tokens."""
@@ -145,10 +173,10 @@ class Translator:
     def _frame(self) -> _Frame:
         source, target = self._languages
         if not knows_languages(self.tokenizer):
-            if source or target:
+            if (source or target) and not names_languages(self._inputs.source_prompt):
                 flag = "--source-lang" if source else "--target-lang"
                 raise ConfigError(f"{flag}: this model's tokenizer knows no languages; leave the flag out")
-            source = target = ""
+            source, target = source or "", target or ""
         source = source if source is not None else self.tokenizer.src_lang
         target = target if target is not None else self.tokenizer.tgt_lang
         if source is None or target is None:
@@ -156,8 +184,22 @@ class Translator:
             raise ConfigError(f"{flag} is required: this model's tokenizer knows several languages")
         templates = probe_templates(self.tokenizer, [source, target])
         self._languages = (source, target)
+        prompt = prompt_ids(self.tokenizer, self._inputs.source_prompt, source, target)
+        context = Context.of(self._inputs, self.tokenizer)
         before, after = templates["source"][source], templates["target"][target]
-        return _Frame(before, after, after.decoding_start(self.decoder_start))
+        return _Frame(
+            self._framing("source", before, self.max_source_positions, prompt, context),
+            self._framing("target", after, self.positions, (), context),
+            context,
+            after.decoding_start(self.decoder_start),
+        )
+
+    def _framing(
+        self, role: str, template: Template, positions: int, prompt: tuple[int, ...], context: Context | None
+    ) -> Frame:
+        room = check_room(role, positions, template, prompt)
+        separator = context.separator if context else None
+        return Frame(template=template, room=room, prompt=prompt, separator=separator)
 
     @cached_property
     def _encoder(self) -> PythonEncoder:
@@ -165,14 +207,36 @@ class Translator:
         source, target = self._languages
         return PythonEncoder(self.tokenizer, {"source": source or "", "target": target or ""})
 
-    def _encoded(self, texts: Sequence[str], role: str) -> list[tuple[str, Ids]]:
-        return list(zip(texts, self._encoder(list(texts), role).split(), strict=True)) if texts else []
+    def encoded(self, texts: Sequence[str], role: str) -> list[Ids | None]:
+        """The tokens of each text, without template; None for a blank one."""
+        found = self._encoder(list(texts), role).split() if texts else []
+        return [ids if text.strip() else None for text, ids in zip(texts, found, strict=True)]
 
-    def _framed(self, ids: Ids) -> Ids:
-        template = self._frame.source
-        room = self.max_source_positions - len(template.prefix) - len(template.suffix)
-        self.counts.truncated += len(ids) > room
-        return np.concatenate([template.prefix, ids[:room], template.suffix], dtype=np.int64, casting="unsafe")
+    @property
+    def start(self) -> DecodingStart:
+        """How the translation of a line starts."""
+        return self._frame.start
 
-    def _prefix(self, text: str, ids: Ids) -> Ids | None:
-        return (*self._frame.target.prefix, *map(int, ids)) if text.strip() else None
+
+class Reader:
+    """Translates lines in the order of a text, which may come in parts: context reaches back into earlier ones."""
+
+    def __init__(self, translator: Translator, lines: Lines, outputs: ContextualSearch) -> None:
+        self._translator, self._lines, self._outputs = translator, lines, outputs
+
+    def translate_nbest(
+        self,
+        texts: Sequence[str],
+        prefixes: Sequence[str] | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[list[Translation]]:
+        """See `Translator.translate_nbest`."""
+        if isinstance(texts, str):
+            raise TypeError("translate takes a list of texts; wrap a single one in a list")
+        numbers = self._lines.add(self._translator.encoded(texts, "source"))
+        begin = None if prefixes is None else self._translator.encoded(prefixes, "target")
+        found = self._translator.translate_rows(
+            self._lines, numbers, self._outputs, begin, self._translator.start, on_progress
+        )
+        self._translator.counts.truncated += sum(map(self._lines.is_cut, numbers))
+        return found

@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cktk.config.options import option
+from cktk.data.context_config import ContextConfig, PromptConfig
+from cktk.data.mixture_config import MixtureConfig
 from cktk.evaluation.configs import RougeConfig
 
 
 @dataclass(frozen=True)
-class SequenceConfig:
+class SequenceConfig(PromptConfig):
     """sequence to sequence"""
 
-    source_prompt: str = option(
-        "", help='text before every source, e.g. "Translate from English to Spanish: "; counts in its positions'
-    )
     max_source_positions: int = option(
         1024, minimum=1, help="tokens of a source, special ones included; what is beyond is cut (at most the model's)"
     )
@@ -27,7 +26,7 @@ class SequenceConfig:
 
 
 @dataclass(frozen=True)
-class TranslationConfig(SequenceConfig):
+class TranslationConfig(SequenceConfig, ContextConfig, MixtureConfig):
     """translation"""
 
     source_lang: str | None = option(
@@ -35,12 +34,19 @@ class TranslationConfig(SequenceConfig):
         help="language to translate from: either one of the data folder's two (default: the one it was made with)",
     )
     target_lang: str | None = option(None, help="language to translate into (default: the data folder's other one)")
+    bidirectional: bool = option(
+        False, help="translate each corpus in both directions, which share what the mixture gives it equally"
+    )
     eval_bleu: bool = option(False, help="translate the validation split by beam search: sacreBLEU and chrF")
     eval_bleu_sentences: int = option(0, help="translate only the first so many sentences; 0: all", minimum=0)
     eval_beam: int = option(4, help="beam of that search", minimum=1)
     eval_lenpen: float = option(1.0, help="length penalty of that search")
     eval_max_len_a: float = option(1.5, help="A of its longest output, A x source tokens + B", minimum=0)
     eval_max_len_b: int = option(20, help="B of its longest output", minimum=1)
+
+    def __post_init__(self) -> None:
+        ContextConfig.__post_init__(self)
+        MixtureConfig.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -59,4 +65,19 @@ class SummarizationConfig(SequenceConfig, RougeConfig):
     eval_max_len_b: int = option(128, help="B of its longest summary", minimum=1)
     eval_no_repeat_ngram_size: int = option(
         0, help="no n-gram of this size occurs twice in a summary of that search; 0 is off", minimum=0
+    )
+
+
+@dataclass(frozen=True)
+class GlueConfig:
+    """glue: sentences and pairs of sentences, classified or rated"""
+
+    max_source_positions: int = option(
+        512,
+        minimum=1,
+        help="tokens of a sentence or pair, special ones included; what is beyond is cut, from the longer text of a "
+        "pair first (at most the models')",
+    )
+    eval_metrics: bool = option(
+        True, help="also compute accuracy, f1 and matthews, or pearson and spearman, on the validation split"
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from cktk.data.context_config import InputConfig
 from cktk.data.shards import DataFolder
+from cktk.generation.context import ContextualSearch
 from cktk.generation.translator import Translation, Translator
 from cktk.tasks.configs import TranslationConfig
 from cktk.tasks.sequence import SequenceTask
@@ -32,8 +34,10 @@ class SplitGenerator:
         Raises `DataError` for an unknown split, and unless there is one (perhaps empty) prefix per row.
         """
         rows = self.task.rows(split_name)
-        found = self.translator.translate_ids(
-            [None if rows.is_blank(row) else rows.source_ids(row) for row in range(len(rows))],
+        found = self.translator.translate_rows(
+            rows,
+            range(len(rows)),
+            ContextualSearch(rows.target, rows.context, self.translator.tokenizer.all_special_ids),
             None if prefixes is None else self._prefix_ids(prefixes),
             self.task.decoding_start,
             on_progress=on_progress,
@@ -46,14 +50,13 @@ class SplitGenerator:
         rows = self.task.rows(split_name)
         return [self.translator.decode(rows.reference_ids(row).tolist()) for row in range(len(rows))]
 
-    def _prefix_ids(self, prefixes: list[str]) -> list[tuple[int, ...] | None]:
-        """What the target template puts in front, then the prefix; None where it is blank."""
-        before = self.task.target_template.prefix
+    def _prefix_ids(self, prefixes: list[str]) -> list[list[int] | None]:
+        """The tokens of each prefix; None where it is blank."""
         tokenizer: Any = self.translator.tokenizer
         encoded = (
             tokenizer(text_target=prefixes, add_special_tokens=False, verbose=False)["input_ids"] if prefixes else []
         )
-        return [(*before, *ids) if text.strip() else None for text, ids in zip(prefixes, encoded, strict=True)]
+        return [ids if text.strip() else None for text, ids in zip(prefixes, encoded, strict=True)]
 
 
 class SplitTranslator(SplitGenerator):
@@ -68,12 +71,12 @@ class SplitTranslator(SplitGenerator):
         data: DataFolder,
         source_lang: str | None = None,
         target_lang: str | None = None,
-        source_prompt: str = "",
+        inputs: InputConfig | None = None,
     ) -> None:
         task_config = TranslationConfig(
             source_lang=source_lang,
             target_lang=target_lang,
-            source_prompt=source_prompt,
+            **vars(inputs or InputConfig()),
             max_source_positions=translator.max_source_positions,
             max_target_positions=translator.positions,
         )

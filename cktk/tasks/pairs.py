@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,6 +93,15 @@ class PairRows:
         given = len(self._target.context(before)) if self.context.target == "given" else 0
         return Pair(source, target, slice(start, start + given))
 
+    @property
+    def target(self) -> TextSide:
+        """What goes around a target text."""
+        return self._target
+
+    def text_length(self, index: int) -> int:
+        """Tokens of the source text of row ``index`` alone."""
+        return len(self._text(index, self._source))
+
     def source_ids(self, index: int) -> Int64s:
         """The encoder's input for row ``index`` when output is generated for it."""
         *earlier, row = (self._text(at, self._source) for at in range(index - self.earlier(index), index + 1))
@@ -110,7 +120,18 @@ class PairRows:
 
     def is_blank(self, index: int) -> bool:
         """Whether row ``index`` has no source text."""
-        return not len(self._text(index, self._source))
+        return not self.text_length(index)
+
+    def runs(self, stop: int) -> list[range]:
+        """Rows 0 .. ``stop - 1`` in runs that need nothing of one another when output is generated for them.
+
+        Where earlier outputs are the context of later ones, these are the documents.
+        """
+        if self.context is None or self.context.target != "given":
+            return [range(row, row + 1) for row in range(stop)]
+        documents = self.split.values(DOCUMENT, 0, stop)
+        bounds = [0, *(np.flatnonzero(np.diff(documents)) + 1).tolist(), stop]
+        return [range(*pair) for pair in pairwise(bounds) if pair[0] < pair[1]]
 
     def lengths(self, start: int, stop: int) -> Int64s:
         """(stop - start, 2): source and target lengths of rows ``start`` .. ``stop - 1`` as `pair` gives them."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cktk.architectures.family import family_of
 from cktk.distributed.world import World
 from cktk.generation.beam import DEFAULT_BATCH_SIZE, BeamSearch
 from cktk.generation.configs import SearchConfig
+from cktk.generation.context import Beginning, ContextualSearch
 from cktk.generation.translator import decode_line
-from cktk.protocols import DecodingStart
+from cktk.protocols import DecodingStart, Hypothesis
 from cktk.tasks.pairs import PairRows
 
 #: (hypotheses, references) -> figures by name.
@@ -43,31 +44,52 @@ class OutputScorer:
         search.check_vocabulary(model.config.vocab_size)
         layout = family_of(model.config.model_type, "the student").decoder_layout(model.config)
         self._search = BeamSearch(model, search, layout)
-        self._numbers = range(min(first_rows or len(rows), len(rows)))
+        self._runs = rows.runs(min(first_rows or len(rows), len(rows)))
 
     def __call__(self) -> dict[str, float]:
         """Generate this rank's share, gather all, and score."""
         rank, size = self._world.rank, self._world.size
-        shares = self._world.gather_sequences(self._generate(self._numbers[rank::size]))
-        # Rank r had rows r, r + size, ...
-        numbered = [(r + size * i, ids) for r, share in enumerate(shares) for i, ids in enumerate(share)]
+        dealt = [[row for run in self._runs[other::size] for row in run] for other in range(size)]
+        shares = self._world.gather_sequences(self._generate(dealt[rank]))
+        numbered = [pair for rows, share in zip(dealt, shares, strict=True) for pair in zip(rows, share, strict=True)]
         hypotheses = [ids for _, ids in sorted(numbered)]
-        references = [self._rows.reference_ids(row).tolist() for row in self._numbers]
+        references = [self._rows.reference_ids(row).tolist() for row in range(len(hypotheses))]
         return self._score(self._decode(hypotheses), self._decode(references))
 
-    def _generate(self, rows: range) -> list[list[int]]:
+    def _generate(self, rows: list[int]) -> list[list[int]]:
         """Ids of the best hypothesis of each row."""
         found: dict[int, list[int]] = {row: [] for row in rows}
         written = [row for row in rows if not self._rows.is_blank(row)]
-        hypotheses = self._search.generate(
-            [self._rows.source_ids(row) for row in written],
-            max_tokens=self._max_tokens,
-            batch_size=DEFAULT_BATCH_SIZE,
-            forced_bos=self._start.forced_bos,
-            decoder_start=self._start.token,
-        )
+        outputs = ContextualSearch(self._rows.target, self._rows.context, self._tokenizer.all_special_ids)
+        hypotheses = outputs(self._rows, written, None, self._find)
         found.update({row: list(best[0].tokens) for row, best in zip(written, hypotheses, strict=True)})
         return list(found.values())
 
+    def _find(self, rows: Sequence[int], beginnings: Sequence[Beginning]) -> list[list[Hypothesis]]:
+        return self._search.generate(
+            [self._rows.source_ids(row) for row in rows],
+            max_tokens=self._max_tokens,
+            batch_size=DEFAULT_BATCH_SIZE,
+            prefixes=[beginning.ids for beginning in beginnings],
+            forced_bos=self._start.forced_bos,
+            decoder_start=self._start.token,
+        )
+
     def _decode(self, sequences: list[list[int]]) -> list[str]:
         return [decode_line(self._tokenizer, ids) for ids in sequences]
+
+
+class CorporaScorer:
+    """The figures of several corpora: of each as ``bleu/NAME``, and their means; of a single one its own alone."""
+
+    def __init__(self, scorers: Mapping[str, OutputScorer]) -> None:
+        self._scorers = scorers
+
+    def __call__(self) -> dict[str, float]:
+        """All figures; the same on all ranks."""
+        figures = {name: scorer() for name, scorer in self._scorers.items()}
+        kinds = next(iter(figures.values()))
+        means = {kind: sum(found[kind] for found in figures.values()) / len(figures) for kind in kinds}
+        if len(figures) == 1:
+            return means
+        return means | {f"{kind}/{name}": found[kind] for name, found in figures.items() for kind in kinds}

@@ -106,7 +106,7 @@ def test_lengths_are_those_of_the_batches(folders, positions, flipped):
     task = task_of(folders["mbart-cc25"], None, source_lang=lang, **rooms)
     rows = task.rows("train")
     lengths = rows.lengths(0, len(PAIRS))
-    cut = {"source": 0, "target": 0}
+    cut = {"source": 0, "target": 0, "context": 0}
     for index, pair in enumerate(PAIRS):
         batch = batch_of(task, [index])
         assert lengths[index].tolist() == [batch.inputs["input_ids"].shape[1], batch.labels.shape[1]]
@@ -121,7 +121,7 @@ def test_lengths_are_those_of_the_batches(folders, positions, flipped):
 def test_truncated_rows_are_counted_over_all_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr("cktk.tasks.pairs._CHUNK_ROWS", 2)
     data = pairs_folder(tmp_path, [([5] * n, [5] * (6 - n)) for n in range(7)], BART)
-    assert task_of(data, max_source_positions=5).rows("train").truncated() == {"source": 3, "target": 0}
+    assert task_of(data, max_source_positions=5).rows("train").truncated() == {"source": 3, "target": 0, "context": 0}
 
 
 def test_padding_lies_behind_and_is_not_scored(tmp_path):
@@ -209,7 +209,7 @@ def test_a_folder_without_pairs_or_end_token_is_refused(tmp_path):
         task_of(pairs_folder(tmp_path / "bare", [([5], [6])], endless))
     entry = write_shard(tmp_path / "alone", "train-00000", {"source": [np.array([5])]}, 100)
     write_manifest(tmp_path / "alone", content({"train": [entry]}, columns=["source"]))
-    with pytest.raises(DataError, match=r"has no column target \(but source\)"):
+    with pytest.raises(DataError, match=r"has no column target with a language \(but source\)"):
         task_of(DataFolder(tmp_path / "alone"))
 
 
