@@ -11,7 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Rewrite:
 
     ``drop_empty`` leaves out rows whose new text is empty. ``part_rows`` are made and kept at a time. ``made_by`` are
     the settings that decide the texts, as JSON values: they go into the manifest, and a folder is continued only under
-    the same.
+    the same. ``notes`` go into the manifest, no more.
     """
 
     split: str
@@ -51,6 +51,7 @@ class Rewrite:
     drop_empty: bool
     part_rows: int
     made_by: Mapping[str, Any]
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def rewrite(
@@ -80,7 +81,7 @@ def rewrite(
     manifest: dict[str, Any] = read_json(data.path / MANIFEST)
     del manifest["cktk"]  # the version that writes is this one
     manifest["splits"][job.split] = {"shards": entries, "rows": rows, "counts": dict(counts)}
-    manifest["rewritten"] = {"split": job.split, "column": job.column, **job.made_by}
+    manifest["rewritten"] = {"split": job.split, "column": job.column, **job.notes, **job.made_by}
     with suppress(FileNotFoundError):
         shutil.rmtree(dest / _PARTS)
     write_manifest(dest, manifest)

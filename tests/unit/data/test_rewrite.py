@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from cktk.utils.files import read_json
 from tests.unit.data.folders import content
 
 SHARDS = (5, 3)
-JOB = Rewrite("train", "target", drop_empty=True, part_rows=2, made_by={"teacher": "t", "search": {"beam": 4}})
+MADE_BY = {"fingerprint": "t", "search": {"beam": 4}}
+JOB = Rewrite("train", "target", drop_empty=True, part_rows=2, made_by=MADE_BY, notes={"teacher": "here"})
 
 
 @pytest.fixture
@@ -78,7 +80,7 @@ def test_one_column_of_one_split_is_new(data: DataFolder, tmp_path: Path) -> Non
     assert folder.fingerprint == data.fingerprint and (dest / "tokenizer/tokenizer.json").read_text() == "{}"
     assert (dest / "valid-00000.source.bin").stat().st_ino == (data.path / "valid-00000.source.bin").stat().st_ino
     manifest = read_json(dest / "manifest.json")
-    assert manifest["rewritten"] == {"split": "train", "column": "target", "teacher": "t", "search": {"beam": 4}}
+    assert manifest["rewritten"] == {"split": "train", "column": "target", "teacher": "here", **MADE_BY}
     assert manifest["splits"]["train"]["counts"]["empty"] == 3
     assert sorted(path.name for path in dest.glob("*") if path.is_dir()) == ["tokenizer"]
 
@@ -116,14 +118,14 @@ def test_an_interrupted_call_goes_on(data: DataFolder, tmp_path: Path, stop_at: 
     assert sorted(asked) == list(range(8)), "no row is generated twice"
     assert sum(skipped) == sum(map(len, first.asked))
     assert rows_of(dest) == rows_of(tmp_path / "whole")
-    assert rewrite(data, dest, JOB, Texts(0), lambda rows: None) is None
+    assert rewrite(data, dest, replace(JOB, notes={}), Texts(0), lambda rows: None) is None
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"made_by": {"teacher": "u", "search": {"beam": 4}}}, "made with teacher t, not u; choose another folder"),
-        ({"made_by": {"teacher": "t", "search": {"beam": 5}}}, "made with search beam 4, not 5"),
+        ({"made_by": {**MADE_BY, "fingerprint": "u"}}, "made with fingerprint t, not u; choose another folder"),
+        ({"made_by": {**MADE_BY, "search": {"beam": 5}}}, "made with search beam 4, not 5"),
         ({"drop_empty": False}, "made with drop_empty True, not False"),
         ({"column": "source"}, "made with column target, not source"),
     ],
@@ -133,7 +135,7 @@ def test_other_settings_are_refused(data: DataFolder, tmp_path: Path, changes: d
     with pytest.raises(KeyboardInterrupt):
         made(data, dest, stop_at=6)
     with pytest.raises(DataError, match=words):
-        made(data, dest, Rewrite(**{**vars(JOB), **changes}))
+        made(data, dest, replace(JOB, **changes))
 
 
 def test_what_is_there_stays(data: DataFolder, tmp_path: Path) -> None:
