@@ -54,6 +54,7 @@ class BeamSearch:
         prefixes: Sequence[Ids | None] | None = None,
         forced_bos: int | None = None,
         decoder_start: int | None = None,
+        context: Sequence[int] | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[list[Hypothesis]]:
         """The ``nbest`` best hypotheses of each source, best first, in the order of ``sources``.
@@ -61,7 +62,9 @@ class BeamSearch:
         ``sources`` are ids with their template; ``prefixes`` are ids that a hypothesis must begin with (they are part
         of it, but neither scored nor counted by the length penalty, like ``decoder_input_ids`` in transformers).
         ``forced_bos`` and ``decoder_start`` replace the model's own; a prefix takes the place of the forced first
-        token. A batch holds at most ``max_tokens`` (sentences x longest source) and ``batch_size`` sentences.
+        token. ``context`` says how many tokens of each prefix belong to sentences before, which count in no limit of
+        length but the model's. A batch holds at most ``max_tokens`` (sentences x longest source) and ``batch_size``
+        sentences.
         ``on_progress`` is told how many sentences were finished.
 
         The weights are read anew at each call. Raises `DataError` for a source or prefix that the model cannot hold.
@@ -75,7 +78,8 @@ class BeamSearch:
         found: list[list[Hypothesis]] = [[] for _ in sources]
         for rows in length_batches([len(source) for source in sources], max_tokens, batch_size):
             batch = [sources[row] for row in rows]
-            limits = self._limits(rows, batch, [prompts[row] for row in rows], decoder)
+            before = [context[row] if context else 0 for row in rows]
+            limits = self._limits(rows, batch, [prompts[row] for row in rows], before, decoder)
             for row, hypotheses in self._search(decoder, head, constraints, batch, limits):
                 found[row] = hypotheses
                 if on_progress is not None:
@@ -138,20 +142,28 @@ class BeamSearch:
                 )
 
     def _limits(
-        self, rows: list[int], sources: list[Ids], prompts: list[tuple[int, ...]], decoder: IncrementalDecoder
+        self,
+        rows: list[int],
+        sources: list[Ids],
+        prompts: list[tuple[int, ...]],
+        context: list[int],
+        decoder: IncrementalDecoder,
     ) -> Limits:
         config, device = self.config, decoder.device
         longest = []
         # The last token is never fed, so P positions give P + 1 tokens. A prompt gets at least one token more.
         room = sys.maxsize if decoder.weights.max_positions is None else decoder.weights.max_positions + 1
-        for source, prompt in zip(sources, prompts, strict=True):
-            wanted = 2 + int(config.max_len_a * len(source) + config.max_len_b)
+        for source, prompt, before in zip(sources, prompts, context, strict=True):
+            wanted = 2 + int(config.max_len_a * len(source) + config.max_len_b) + before
             longest.append(max(min(wanted, room), len(prompt) + 1))
         table = np.full((len(prompts), max(map(len, prompts))), -1, dtype=np.int64)
         for row, prompt in enumerate(prompts):
             table[row, : len(prompt)] = prompt
         return Limits(
-            torch.tensor(rows, device=device), torch.from_numpy(table).to(device), torch.tensor(longest, device=device)
+            torch.tensor(rows, device=device),
+            torch.from_numpy(table).to(device),
+            torch.tensor(longest, device=device),
+            torch.tensor(context, device=device),
         )
 
 

@@ -35,8 +35,9 @@ class Constraints:
             penalise_repeats(logits, history, config.repetition_penalty, normaliser if self._of_log_probs else None)
         if config.no_repeat_ngram_size:
             forbid_repeats(logits, tokens.flatten(0, 1), config.no_repeat_ngram_size)
-        if length <= config.min_len:
-            logits[:, special.eos] = NEVER
+        if config.min_len:
+            short = torch.repeat_interleave(length - limits.context <= config.min_len, tokens.shape[1])
+            logits[:, special.eos] = logits[:, special.eos].masked_fill(short, NEVER)
         if special.never:
             logits[:, special.never] = NEVER
         forced = torch.full_like(limits.index, -1)

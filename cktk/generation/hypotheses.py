@@ -17,18 +17,21 @@ class Limits:
     """Per-sentence facts that never change: where it stands in the input, its prompt, and its longest length.
 
     ``prompt`` (B, P) holds decoder start and prefix, filled up with -1; ``prompt_length`` and ``max_length`` (B) count
-    the decoder start, as transformers' ``max_length`` does.
+    the decoder start, as transformers' ``max_length`` does. ``context`` (B) tokens of the prompt belong to sentences
+    before.
     """
 
-    def __init__(self, index: Tensor, prompt: Tensor, max_length: Tensor) -> None:
+    def __init__(self, index: Tensor, prompt: Tensor, max_length: Tensor, context: Tensor) -> None:
         self.index = index
         self.prompt = prompt
         self.prompt_length = (prompt >= 0).sum(dim=1)
         self.max_length = max_length
+        self.context = context
 
     def keep(self, sentences: Tensor) -> Limits:
         """The facts of some of the sentences."""
-        return Limits(self.index[sentences], self.prompt[sentences], self.max_length[sentences])
+        kept = (self.index, self.prompt, self.max_length, self.context)
+        return Limits(*(fact[sentences] for fact in kept))
 
 
 class Hypotheses(Protocol):

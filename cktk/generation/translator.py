@@ -150,6 +150,7 @@ class Translator:
                 prefixes=[beginning.ids for beginning in beginnings],
                 forced_bos=start.forced_bos,
                 decoder_start=start.token,
+                context=[beginning.context for beginning in beginnings],
                 on_progress=on_progress,
             )
 

@@ -73,6 +73,7 @@ class OutputScorer:
             prefixes=[beginning.ids for beginning in beginnings],
             forced_bos=self._start.forced_bos,
             decoder_start=self._start.token,
+            context=[beginning.context for beginning in beginnings],
         )
 
     def _decode(self, sequences: list[list[int]]) -> list[str]:
