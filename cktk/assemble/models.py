@@ -8,15 +8,15 @@ from functools import partial
 from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cktk.architectures.configs import StudentConfig
 from cktk.architectures.family import Family, registered_family
 from cktk.architectures.fingerprint import model_fingerprint
 from cktk.architectures.initialise import initialise
 from cktk.architectures.loading import load_model, load_tokenizer
 from cktk.architectures.spec import StudentSpec
 from cktk.architectures.vocabulary import check_student, check_vocabularies, folder_vocabulary
+from cktk.assemble.heads import answers_alike, check_answers, name_labels, trunk, wanted_head, with_head
 from cktk.assemble.recorded_teacher import RecordedTeacher
 from cktk.config.command import Settings
 from cktk.data.corpora import Corpora
@@ -25,7 +25,7 @@ from cktk.distributed.world import World
 from cktk.engine.checkpoint import Checkpoint
 from cktk.engine.configs import CheckpointConfig, ModelsConfig, UpdateConfig
 from cktk.errors import ConfigError
-from cktk.protocols import Batch, ModelShape
+from cktk.protocols import Batch, ModelShape, SentenceHead
 from cktk.utils.log import logger
 
 
@@ -33,7 +33,8 @@ from cktk.utils.log import logger
 class Models:
     """The student and its teacher, if it has one: a model, or what a cache recorded of it.
 
-    ``start`` gives the student the starting weights that only a sample of the data can tell (`--init pca`).
+    ``start`` gives the student the starting weights that only a sample of the data can tell (`--init pca`); ``head`` is
+    what the task asks of heads, None where it takes any.
     """
 
     family: Family
@@ -41,6 +42,7 @@ class Models:
     teacher: PreTrainedModel | RecordedTeacher | None
     tokenizer: PreTrainedTokenizerBase
     start: Callable[[Sequence[Batch]], None] | None = None
+    head: SentenceHead | None = None
 
     def shape(self, model: PreTrainedModel | RecordedTeacher) -> ModelShape:
         """The sizes of student or teacher."""
@@ -83,39 +85,41 @@ class ModelLoader:
         return model
 
 
-def make_models(settings: Settings, data: DataFolder | Corpora, world: World, checkpoint: Checkpoint | None) -> Models:
+def make_models(settings: Settings, data: Corpora, world: World, checkpoint: Checkpoint | None) -> Models:
     """The models of a run; the student is that of ``checkpoint`` where there is one."""
     config = settings.section(ModelsConfig)
     arch, student_config = settings.component("arch")
     family = registered_family(arch)
+    head = wanted_head(settings, data)
+    spec = with_head(StudentSpec.of(student_config), family, head)
     load = ModelLoader(family, data, config.allow_bin_weights)
     teacher = load("the teacher", config.teacher) if config.teacher else None
     recorded = _recorded(config, family, teacher, world)
     weights = settings.section(CheckpointConfig).finetune_from_model
-    spec = StudentSpec.of(student_config)
     start: Callable[[Sequence[Batch]], None] | None = None
     if checkpoint:
-        student = _resumed(family, load("the checkpoint", checkpoint.folder), spec, checkpoint.folder)
+        student = _resumed(family, load("the checkpoint", checkpoint.folder), spec, checkpoint.folder, head)
     elif weights:
         if spec.init != "random":
             logger.info("--init %s is not used: the student comes from --finetune-from-model %s", spec.init, weights)
-        student = _resumed(family, load("the model to finetune,", weights), spec, weights)
+        student = _resumed(family, load("the model to finetune,", weights), spec, weights, head)
     else:
-        base = recorded or teacher
-        student = _new_student(family, student_config, base.config if base else None, data)
+        named = student_config.init_checkpoint
+        earlier = load("the --init-checkpoint", named) if named else None
+        student = _new_student(family, spec, student_config.max_positions, recorded or teacher or earlier, data)
+        sources = [None if model is None else trunk(family, model, head) for model in (teacher, earlier)]
         if spec.init == "pca":
-            start = partial(_start_from_data, student, teacher, world)
+            start = partial(_start_from_data, student, teacher, sources[0], world)
         else:
-            named = student_config.init_checkpoint
-            earlier = load("the --init-checkpoint", named) if named else None
-            initialise(student, spec.init, teacher=teacher, checkpoint=earlier)
+            initialise(student, spec.init, teacher=sources[0], checkpoint=sources[1])
+    name_labels(student, head)
     if recorded is not None:
         check_student(student.config, recorded.config)
     elif teacher is not None:
         check_student(student.config, teacher.config)
         _move(teacher, world)
     _move(student, world)
-    return Models(family, student, recorded or teacher, load_tokenizer(data.tokenizer_path), start)
+    return Models(family, student, recorded or teacher, load_tokenizer(data.tokenizer_path), start, head)
 
 
 def freeze(family: Family, student: PreTrainedModel, config: UpdateConfig, *, head: bool = True) -> None:
@@ -156,41 +160,52 @@ def _recorded(
 
 def _new_student(
     family: Family,
-    config: StudentConfig,
-    base: PreTrainedConfig | None,
-    data: DataFolder | Corpora,
+    spec: StudentSpec,
+    max_positions: int,
+    base: PreTrainedModel | RecordedTeacher | None,
+    data: Corpora,
 ) -> PreTrainedModel:
-    """A student shaped after ``base``, its teacher's configuration, with random weights."""
-    spec = StudentSpec.of(config)
-    if base is None:
-        base = family.base_config(
-            vocab_size=data.vocab_size,
-            pad=data.pad,
-            bos=data.bos,
-            eos=data.eos,
-            max_positions=config.max_positions,
-            spec=spec,
-        )
-    return family.student(base, spec)
+    """A student shaped after ``base``, its teacher or an earlier student, with random weights."""
+    if base is not None:
+        return family.student(base.config, spec)
+    config = family.base_config(
+        vocab_size=data.vocab_size,
+        pad=data.pad,
+        bos=data.bos,
+        eos=data.eos,
+        max_positions=max_positions,
+        spec=spec,
+    )
+    return family.student(config, spec)
 
 
 def _start_from_data(
-    student: PreTrainedModel, teacher: PreTrainedModel | None, world: World, sample: Sequence[Batch]
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | None,
+    source: PreTrainedModel | None,
+    world: World,
+    sample: Sequence[Batch],
 ) -> None:
     if teacher is not None:
         _move(teacher, world)  # it is elsewhere if a cache answers in its place
-    initialise(student, "pca", teacher=teacher, batches=sample)
+    initialise(student, "pca", teacher=source, batches=sample)
 
 
-def _resumed(family: Family, student: PreTrainedModel, spec: StudentSpec, path: str | Path) -> PreTrainedModel:
+def _resumed(
+    family: Family, student: PreTrainedModel, spec: StudentSpec, path: str | Path, head: SentenceHead | None
+) -> PreTrainedModel:
     """``student``, loaded from ``path``, with the dropout and the head of ``spec``; it has to have its shape."""
     _refuse_other_shape(family.shape(student.config), spec, path)
-    if spec.dropout is None and spec.head is None:
+    same_head = answers_alike(family, student.config, head)
+    if head is not None and same_head:
+        check_answers(family, student.config, head, str(path), "")
+    if spec.dropout is None and same_head and (spec.head is None or head is not None):
         return student
     # Modules read the configuration's dropout when they are made.
-    rebuilt = family.student(student.config, StudentSpec(dropout=spec.dropout, head=spec.head))
-    if type(rebuilt) is not type(student):
-        initialise(rebuilt, "checkpoint", checkpoint=student)
+    rebuilt = family.student(student.config, StudentSpec(dropout=spec.dropout, head=spec.head, labels=spec.labels))
+    if type(rebuilt) is not type(student) or not same_head:
+        logger.info("the head of %s is left behind: the student's is new", path)
+        initialise(rebuilt, "checkpoint", checkpoint=trunk(family, student, head))
         return rebuilt
     rebuilt.load_state_dict(student.state_dict())
     if (generation := getattr(student, "generation_config", None)) is not None:

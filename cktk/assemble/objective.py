@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cktk.architectures.layer_map import layer_pairs, layer_table
+from cktk.assemble.heads import check_answers
 from cktk.assemble.models import Models
 from cktk.assemble.recorded_teacher import RecordedTeacher
 from cktk.config.command import Settings
@@ -123,7 +124,9 @@ def _criterion(settings: Settings, models: Models) -> tuple[nn.Module, Needs]:
     student = models.shape(models.student)
     # Without a teacher the student stands in for it, so that every criterion can be made and asked what it needs.
     teacher = student if models.teacher is None else models.shape(models.teacher)
-    criterion = CRITERIA.target(name)(config, Matching(student, teacher, _pairs(config, student, teacher)))
+    regression = models.head is not None and models.head.labels is None
+    matching = Matching(student, teacher, _pairs(config, student, teacher), regression)
+    criterion = CRITERIA.target(name)(config, matching)
     if not isinstance(criterion, nn.Module):
         raise ConfigError(
             f"--criterion {name}: its builder returned {type(criterion).__name__}, not a torch.nn.Module with needs()"
@@ -136,6 +139,9 @@ def _criterion(settings: Settings, models: Models) -> tuple[nn.Module, Needs]:
     needs = cast(TrainCriterion, criterion).needs()
     if models.teacher is None and (needs.pairs or needs.attention or needs.teacher_head):
         raise ConfigError(f"--criterion {name} needs a --teacher, or a --teacher-cache")
+    if models.teacher is not None and models.head is not None and needs.teacher_head:
+        otherwise = "; give a teacher that was fine-tuned on this data, or set --kl-weight 0"
+        check_answers(models.family, models.teacher.config, models.head, "the teacher", otherwise)
     return criterion, needs
 
 
