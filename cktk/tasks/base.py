@@ -15,7 +15,9 @@ from cktk.protocols import Batch, Side, Template
 class Task(Protocol):
     """Makes batches of a data folder's rows, and judges a model by what it does with them.
 
-    A task that needs models with a decoder says so by an attribute ``sides``, e.g. ``("encoder", "decoder")``.
+    A task that needs models with a decoder says so by an attribute ``sides``, e.g. ``("encoder", "decoder")``. One whose
+    models have to answer about sentences has a static method ``head(config, data) -> SentenceHead``, with the arguments
+    of `TaskBuilder`.
     """
 
     @property
