@@ -28,6 +28,7 @@ _COUNTS = {
 }
 #: The same where a row has a single text.
 _SINGLE = {"empty": "empty texts", "overlong": "over-long texts", "special": "texts that spell a special token"}
+_SHOWN_LABELS = 20
 _ALWAYS_SHOWN = ("empty", "overlong")
 
 _ENDINGS = {"tsv": "tsv", "csv": "csv", "jsonl": "jsonl", "json": "jsonl", "parquet": "parquet"}
@@ -143,6 +144,8 @@ def _print_summary(manifest: Mapping[str, Any]) -> None:
         if name in _ALWAYS_SHOWN or any(numbers):
             table.add_row(words, *(f"{number:,}" for number in numbers))
     Console().print(table)
+    if labels := manifest.get("labels"):
+        print(f"labels: {', '.join(labels[:_SHOWN_LABELS])}{', ...' if len(labels) > _SHOWN_LABELS else ''}")
 
 
 if __name__ == "__main__":

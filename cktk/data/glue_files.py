@@ -18,8 +18,8 @@ _log = logging.getLogger(__name__)
 class GlueSource:
     """Splits of a GLUE task from its folder.
 
-    Rows that end before their text or label does are left out with a warning: QQP is published with some. Cells behind
-    them are not looked at.
+    Rows that end before their text or label are left out with a warning: QQP is published with some. In test splits,
+    where predictions are counted, they are an error. Cells behind text and label are not looked at.
     """
 
     def __init__(self, config: GlueSourceConfig, layout: Layout) -> None:
@@ -57,10 +57,14 @@ class GlueSource:
             yield row_of(self._columns, places, first, f"{path}:1")
         damaged = []
         for number, cells in enumerate(records, 2):
-            if len(cells) < needed:
-                damaged.append(number)
-            else:
+            if len(cells) >= needed:
                 yield row_of(self._columns, places, cells, f"{path}:{number}")
+            elif split.startswith("test"):
+                raise DataError(
+                    f"{path}:{number}: ends with column {len(cells)}, before its text; fetch the file again"
+                )
+            else:
+                damaged.append(number)
         if damaged and warn:
             _log.warning(
                 "%s: %d damaged rows are left out, the first of them in line %d", path, len(damaged), damaged[0]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from transformers import AutoTokenizer, MBartTokenizer
+from transformers import AutoTokenizer, BertTokenizer, MBartTokenizer
 
 from cktk.data.shards import DataFolder
 from cktk.protocols import Template
@@ -172,7 +172,152 @@ class TestDataFolder:
         assert ids_of(DataFolder(tmp_path / "bin"), "train") == expected_ids(tokenizer, [("lo", "ka")])
 
 
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tokenizer as BERT's."""
+    folder: Path = tmp_path_factory.mktemp("bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *SYLLABLES, *(f"##{part}" for part in SYLLABLES)]
+    BertTokenizer(vocab={word: number for number, word in enumerate(words)}).save_pretrained(folder)
+    return str(folder)
+
+
+class TestTasks:
+    def test_glue(self, bert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Two texts and a label, from a task's own files: labels beside texts, and all that a model needs to join."""
+        lines = [f"{row}\t{a}\t{b}\t{'not_' * (row % 2)}entailment" for row, (a, b) in enumerate(TRAIN)]
+        lines[7] = f"7\t\t{TRAIN[7][1]}\tentailment"
+        write(tmp_path / "train.tsv", ["index\tsentence1\tsentence2\tlabel", *lines])
+        write(
+            tmp_path / "test.tsv", ["index\tsentence1\tsentence2", *(f"{r}\t{a}\t{b}" for r, (a, b) in enumerate(TEST))]
+        )
+        arguments = ["--task=glue", "--glue-task=rte", f"--glue-dir={tmp_path}", f"--tokenizer={bert}"]
+        assert main([*arguments, f"--dest-dir={tmp_path}/bin", "--shard-size=128", "--workers=2"]) == 0
+        printed = capsys.readouterr().out
+        assert re.search(r"rows without label +│ +0 │ +12", printed) and re.search(r"empty side +│ +1 │ +2", printed)
+        assert "labels: entailment, not_entailment" in printed
+        folder = DataFolder(tmp_path / "bin")
+        folder.verify()
+        assert (folder.task, folder.benchmark) == ("glue", "rte")
+        assert folder.labels == ("entailment", "not_entailment") and folder.languages == {"text_a": "", "text_b": ""}
+        assert folder.kinds == {"text_a": "tokens", "text_b": "tokens", "label": "integer"}
+        train, opened = folder.split("train"), AutoTokenizer.from_pretrained(bert)
+        # A row with an empty text stays: predictions and labels are counted.
+        assert train.values("label", 0, len(train)).tolist() == [row % 2 * (row != 7) for row in range(len(TRAIN))]
+        assert train[7]["text_a"].tolist() == []
+        assert folder.split("test").values("label", 0, 3).tolist() == [-1] * 3
+        pair = folder.pair_template
+        assert pair is not None and pair.token_types
+        for row in (0, 130, 299):
+            one, other = (train[row][name].tolist() for name in ("text_a", "text_b"))
+            expected = opened(*TRAIN[row])
+            assert [*pair.prefix, *one, *pair.middle, *other, *pair.suffix] == expected["input_ids"]
+            before = len(pair.prefix) + len(one) + len(pair.middle)
+            assert expected["token_type_ids"] == [0] * before + [1] * (len(other) + len(pair.suffix))
+        before_again = contents(tmp_path / "bin")
+        assert main([*arguments, f"--dest-dir={tmp_path}/bin", "--shard-size=128"]) == 0
+        assert "already made from this text" in capsys.readouterr().out
+        assert contents(tmp_path / "bin") == before_again
+
+    def test_labels_are_part_of_what_a_folder_was_made_of(
+        self, bert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write(tmp_path / "t.csv", ["review,stars", "ka lo,3", "mi,5"])
+        given = ["--task=glue", "--text-columns=review", "--label-column=stars", f"--train-file={tmp_path}/t.csv"]
+        given += [f"--tokenizer={bert}", f"--dest-dir={tmp_path}/bin"]
+        assert main(given) == 0
+        folder = DataFolder(tmp_path / "bin")
+        assert folder.labels == ("3", "5") and folder.pair_template is None
+        assert folder.split("train")[1]["label"] == 1
+        assert "was made with labels ['3', '5'], not None" in fails(capsys, [*given, "--regression"])
+        assert main([*given[:-1], "--regression", f"--dest-dir={tmp_path}/scores"]) == 0
+        folder = DataFolder(tmp_path / "scores")
+        assert (folder.labels, folder.kinds["label"], folder.split("train")[1]["label"]) == (None, "number", 5.0)
+
+    def test_summarization(self, tokenizer: str, tmp_path: Path) -> None:
+        rows = [json.dumps({"article": a, "highlights": b, "id": "x"}) for a, b in TRAIN[:20]]
+        write(tmp_path / "train.jsonl.gz", [*rows, json.dumps({"article": "", "highlights": "ka"})])
+        given = ["--task=summarization", f"--train-file={tmp_path}/train.jsonl.gz", f"--tokenizer={tokenizer}"]
+        assert main([*given, f"--dest-dir={tmp_path}/bin"]) == 0
+        folder = DataFolder(tmp_path / "bin")
+        assert (folder.task, folder.languages) == ("summarization", {"source": "", "target": ""})
+        assert ids_of(folder, "train") == expected_ids(tokenizer, TRAIN[:20])
+        assert folder.template("target") == Template((0,), (2,))
+
+    def test_pretraining(self, text: Path, tokenizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        write(text / "valid.en", ["ka lo", "", "mi"])
+        write(text / "train", ["one. two.", "", "ka"])
+        given = ["--task=pretraining", "--lang=en", f"--train-prefix={text}/train", f"--valid-prefix={text}/valid"]
+        given += [f"--dest-dir={tmp_path}/bin"]
+        assert main([*given, f"--tokenizer={tokenizer}"]) == 0
+        assert re.search(r"empty texts +│ +1 │ +1", capsys.readouterr().out)
+        folder = DataFolder(tmp_path / "bin")
+        assert (folder.task, folder.columns, folder.languages) == ("pretraining", ["text"], {"text": "en"})
+        train, valid = folder.split("train"), folder.split("valid")
+        found = [[split[row]["text"].tolist() for row in range(len(split))] for split in (train, valid)]
+        opened = AutoTokenizer.from_pretrained(tokenizer)
+        assert found == [
+            [opened(line, add_special_tokens=False)["input_ids"] for line in lines]
+            for lines in (["one. two.", "ka"], ["ka lo", "", "mi"])
+        ]
+
+    def test_documents_of_a_translation(self, text: Path, tokenizer: str, tmp_path: Path) -> None:
+        for name, pairs in (("train", TRAIN), ("valid", VALID), ("test", TEST)):
+            write(text / f"{name}.doc", [f"talk {row // 7}" for row in range(len(pairs))])
+        write(text / "train.en", [pair[0] if row != 3 else "" for row, pair in enumerate(TRAIN)])
+        more = ["--tokenizer", tokenizer, "--shard-size=64", "--document-column=doc"]
+        assert main(command(text, tmp_path / "bin", *more)) == 0
+        split = DataFolder(tmp_path / "bin").split("train")
+        expected = [row // 7 for row in range(len(TRAIN)) if row != 3]
+        assert split.values("document", 0, len(split)).tolist() == expected
+        assert split[70]["document"] == 71 // 7
+
+
 class TestErrors:
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            (["--task=glue", "--train-file=t.tsv"], "give --glue-task NAME, or --text-columns A[,B]"),
+            (["--task=summarisation"], "did you mean summarization?"),
+            (["--task=summarization", "--glue-task=rte"], "--glue-task belongs to --task glue, which was not chosen"),
+            (["--task=pretraining", "--source-lang=en"], "--source-lang belongs to --task translation"),
+            (["--train-prefix=x", "--source-lang=en"], "--target-lang is required"),
+            (
+                ["--task=glue", "--glue-task=rtee", "--glue-dir=."],
+                "--glue-task: unknown name 'rtee'; did you mean rte?",
+            ),
+            (["--task=glue", "--glue-task=rte", "--glue-dir=nowhere"], "--glue-dir nowhere: holds no file of RTE"),
+        ],
+    )
+    def test_bad_tasks(self, bert: str, capsys: pytest.CaptureFixture[str], given: list[str], message: str) -> None:
+        assert message in fails(capsys, [*given, f"--tokenizer={bert}"])
+
+    def test_languages_of_other_tasks(self, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        MBartTokenizer().save_pretrained(tmp_path / "mbart")
+        write(text / "train", ["ka"])
+        given = ["--task=pretraining", f"--train-prefix={text}/train", f"--tokenizer={tmp_path}/mbart"]
+        given += [f"--dest-dir={tmp_path}/bin"]
+        assert "--lang is needed: MBartTokenizer marks the language of a text; known: ar_AR" in fails(capsys, given)
+        assert "--lang: MBartTokenizer has no language 'ro'; did you mean ro_RO?" in fails(
+            capsys, [*given, "--lang=ro"]
+        )
+        assert not (tmp_path / "bin").exists()
+        assert main([*given, "--lang=ro_RO"]) == 0
+
+    def test_a_folder_begun_by_an_earlier_version_is_continued(
+        self, text: Path, tokenizer: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        arguments = command(text, tmp_path / "bin", "--tokenizer", tokenizer)
+        assert main(arguments) == 0
+        record = json.loads((tmp_path / "bin" / "preprocess.json").read_text())
+        for name in ("task", "columns", "labels"):
+            del record[name]
+        (tmp_path / "bin" / "preprocess.json").write_text(json.dumps(record))
+        (tmp_path / "bin" / "manifest.json").unlink()
+        assert main(arguments) == 0
+        given = [argument for argument in arguments if "lang" not in argument]
+        changed = fails(capsys, [*given, "--task=summarization", "--source-column=en", "--target-column=fr"])
+        assert "was made with" in changed
+
     @pytest.mark.parametrize(
         ("file", "content", "message"),
         [

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import MBart50Tokenizer, MBartTokenizer, NllbTokenizer, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertTokenizer, MBart50Tokenizer, MBartTokenizer, NllbTokenizer, PreTrainedTokenizerFast
 
 from cktk.data import tokenizers
 from cktk.data.encoder import ROLES
 from cktk.data.encoder_spec import choose_encoder
 from cktk.errors import DataError
-from cktk.protocols import Template
+from cktk.protocols import PairTemplate, Template
 
 SPECIALS = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
 PIECES = [*SPECIALS, ("▁", -2.0), ("▁a", -3.0), ("▁house", -4.0), ("b", -5.0), ("é", -6.0)]
@@ -64,6 +64,43 @@ class TestTemplates:
         assert found["target"]["fra_Latn"] == Template((tokenizer.convert_tokens_to_ids("fra_Latn"),), (2,))
         with pytest.raises(DataError, match="has no language 'fra_Latin'; did you mean fra_Latn"):
             tokenizers.probe_templates(tokenizer, ["eng_Latn", "fra_Latin"])
+
+
+class TestPairs:
+    def test_bert_tells_the_texts_apart_and_bart_does_not(self) -> None:
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+        bert = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+        assert tokenizers.probe_pair(bert, "") == PairTemplate((2,), (3,), (3,), token_types=True)
+        bart = word_tokenizer()
+        bart.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 7), ("</s>", 8)]
+        )
+        assert tokenizers.probe_pair(bart, "") == PairTemplate((7,), (8, 8), (8,))
+
+    def test_equal_ids_and_languages(self) -> None:
+        tokenizer = MBartTokenizer(vocab=PIECES)
+        french = tokenizer.convert_tokens_to_ids("fr_XX")
+        assert tokenizers.probe_pair(tokenizer, "fr_XX") == PairTemplate((), (), (2, french))
+        unknown = PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.WordLevel({"[UNK]": 0}, "[UNK]")), unk_token="[UNK]"
+        )
+        assert tokenizers.probe_pair(unknown, "") == PairTemplate()
+
+    @pytest.mark.parametrize("types", [[1, 1, 0], [0, 0, 2], None])
+    def test_others_are_refused(self, types: list[int] | None) -> None:
+        class Own:
+            def __call__(self, text: str, pair: str | None = None, add_special_tokens: bool = True) -> Any:
+                if pair is None:
+                    return {"input_ids": [ord(text)]}
+                return {"input_ids": [ord(text), 1, ord(pair)][:: 1 if types else -1], "token_type_ids": types}
+
+        with pytest.raises(DataError, match="Own joins two texts in a way of its own"):
+            tokenizers.probe_pair(Own(), "")
+
+    def test_a_language_is_needed_where_tokenizers_mark_it(self) -> None:
+        with pytest.raises(DataError, match=r"^--lang is needed: MBartTokenizer marks .*; known: ar_AR"):
+            tokenizers.check_languages(MBartTokenizer(vocab=PIECES), [""], "--lang")
+        tokenizers.check_languages(word_tokenizer(), [""], "--lang")
 
 
 class TestEncoding:
