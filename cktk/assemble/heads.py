@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from cktk.architectures.encoder_family import EncoderFamily
@@ -66,7 +66,7 @@ def trunk(family: Family, source: PreTrainedModel, head: SentenceHead | None) ->
 
 
 def name_labels(student: PreTrainedModel, head: SentenceHead | None) -> None:
-    """Tell ``student`` what its answers are called, for whoever opens it with transformers."""
+    """Write into ``student`` what its answers are called, for whoever opens it with transformers."""
     if head is None:
         return
     names = head.labels or ("score",)
@@ -77,10 +77,9 @@ def name_labels(student: PreTrainedModel, head: SentenceHead | None) -> None:
 
 
 def check_answers(family: Family, config: PreTrainedConfig, head: SentenceHead, name: str, otherwise: str) -> None:
-    """Raise `ConfigError` unless the model that is called ``name`` answers with the data's labels, in their order.
+    """Raise `ConfigError` unless the model that is called ``name`` has as many answers as the data has labels.
 
-    ``otherwise`` ends the advice. Other names than the data's are taken in order, with a warning, unless they are the
-    data's in another order.
+    ``otherwise`` ends the advice.
     """
     kind = family.head_kind(config) if isinstance(family, EncoderFamily) else "another"
     if kind != "classification":
@@ -91,17 +90,29 @@ def check_answers(family: Family, config: PreTrainedConfig, head: SentenceHead, 
     if len(theirs) != head.outputs:
         has = "a number" if len(theirs) == 1 else f"{len(theirs)} labels ({', '.join(theirs)})"
         raise ConfigError(f"{name} answers with {has}, but the data has {wanted}{otherwise}")
-    if head.labels is not None:
-        _check_names(theirs, head.labels, name)
 
 
-def _check_names(theirs: Sequence[str], ours: Sequence[str], name: str) -> None:
-    plain = [[label.strip().lower() for label in labels] for labels in (theirs, ours)]
-    if plain[0] == plain[1] or all(_UNNAMED.fullmatch(label) for label in theirs):
+def align_labels(family: Family, model: PreTrainedModel, head: SentenceHead | None, name: str) -> None:
+    """Put the answers of ``model``, called ``name``, in the order of the data's labels where its own order is another.
+
+    A classifier says in its configuration what its classes are called. Where that is no name (``LABEL_0``), the order
+    is taken to be the data's; names that the data does not have are, too, with a warning.
+    """
+    if head is None or head.labels is None or not answers_alike(family, model.config, head):
         return
-    if sorted(plain[0]) == sorted(plain[1]):
-        raise ConfigError(
-            f"{name} has the labels in the order {', '.join(theirs)}, the data in the order {', '.join(ours)}: "
-            f"preprocess the data with --label-names {','.join(theirs)}"
-        )
-    logger.warning("%s calls its labels %s and the data %s: taken in this order", name, theirs, list(ours))
+    assert isinstance(family, EncoderFamily)
+    config: Any = model.config
+    theirs = [str(config.id2label[number]) for number in range(head.outputs)]
+    named, wanted = ([label.strip().lower() for label in labels] for labels in (theirs, head.labels))
+    if named == wanted or all(_UNNAMED.fullmatch(label) for label in named):
+        return
+    if sorted(named) != sorted(wanted):
+        logger.warning("%s calls its labels %s: taken for %s", name, ", ".join(theirs), ", ".join(head.labels))
+        return
+    order = [named.index(label) for label in wanted]
+    linear = family.classification_head(model).linear
+    with torch.no_grad():
+        for parameter in linear.parameters():
+            parameter.copy_(parameter[order])
+    name_labels(model, head)
+    logger.info("%s has its labels in the order %s: put in that of the data", name, ", ".join(theirs))

@@ -16,7 +16,7 @@ from cktk.architectures.initialise import initialise
 from cktk.architectures.loading import load_model, load_tokenizer
 from cktk.architectures.spec import StudentSpec
 from cktk.architectures.vocabulary import check_student, check_vocabularies, folder_vocabulary
-from cktk.assemble.heads import answers_alike, check_answers, name_labels, trunk, wanted_head, with_head
+from cktk.assemble.heads import align_labels, answers_alike, name_labels, trunk, wanted_head, with_head
 from cktk.assemble.recorded_teacher import RecordedTeacher
 from cktk.config.command import Settings
 from cktk.data.corpora import Corpora
@@ -68,10 +68,16 @@ class Models:
 
 
 class ModelLoader:
-    """Opens models that have to be of the student's family and to share the data's vocabulary."""
+    """Opens models that have to be of the student's family and to share the data's vocabulary.
 
-    def __init__(self, family: Family, data: DataFolder | Corpora, allow_bin_weights: bool) -> None:
+    Classifiers of sentences get their labels in the order of ``head``.
+    """
+
+    def __init__(
+        self, family: Family, data: DataFolder | Corpora, allow_bin_weights: bool, head: SentenceHead | None = None
+    ) -> None:
         self._family, self._data, self._allow_bin_weights = family, data, allow_bin_weights
+        self._head = head
 
     def __call__(self, name: str, path: str | Path) -> PreTrainedModel:
         """The model that ``path`` means and messages call ``name``; raises `ConfigError` where it does not fit."""
@@ -82,6 +88,7 @@ class ModelLoader:
             folder_vocabulary(f"{name} {path}", path, model.config.vocab_size),
             folder_vocabulary(f"the data {data.path}", data.tokenizer_path, data.vocab_size, data.fingerprint),
         )
+        align_labels(self._family, model, self._head, name)
         return model
 
 
@@ -92,7 +99,7 @@ def make_models(settings: Settings, data: Corpora, world: World, checkpoint: Che
     family = registered_family(arch)
     head = wanted_head(settings, data)
     spec = with_head(StudentSpec.of(student_config), family, head)
-    load = ModelLoader(family, data, config.allow_bin_weights)
+    load = ModelLoader(family, data, config.allow_bin_weights, head)
     teacher = load("the teacher", config.teacher) if config.teacher else None
     recorded = _recorded(config, family, teacher, world)
     weights = settings.section(CheckpointConfig).finetune_from_model
@@ -197,8 +204,6 @@ def _resumed(
     """``student``, loaded from ``path``, with the dropout and the head of ``spec``; it has to have its shape."""
     _refuse_other_shape(family.shape(student.config), spec, path)
     same_head = answers_alike(family, student.config, head)
-    if head is not None and same_head:
-        check_answers(family, student.config, head, str(path), "")
     if spec.dropout is None and same_head and (spec.head is None or head is not None):
         return student
     # Modules read the configuration's dropout when they are made.
