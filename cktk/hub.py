@@ -16,11 +16,13 @@ from cktk.architectures.loading import load_config, load_model, load_tokenizer
 from cktk.architectures.presets import STUDENTS
 from cktk.architectures.spec import StudentSpec
 from cktk.architectures.vocabulary import check_vocabularies, folder_vocabulary
+from cktk.data.context_config import InputConfig
 from cktk.data.shards import DataFolder
 from cktk.errors import CheckpointError, ConfigError
 from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
 from cktk.generation.translator import Translator
-from cktk.tasks.decoding import SplitTranslator
+from cktk.tasks.decoding import SplitGenerator, SplitTranslator
+from cktk.tasks.summarization import SplitSummarizer
 
 
 def student_folder(path: str | Path) -> Path:
@@ -54,12 +56,14 @@ def student(
     max_tokens: int | None = None,
     batch_size: int | None = None,
     allow_bin_weights: bool = False,
+    inputs: InputConfig | None = None,
     **search: Any,
 ) -> Translator:
-    """A student ready to translate: ``student(path).translate(["Hello."])``.
+    """A student ready to translate or summarise: ``student(path).translate(["Hello."])``.
 
     ``path`` is a student folder, a checkpoint folder, a run directory or a hub name; ``search`` are the fields of
-    `SearchConfig` (``beam``, ``lenpen``, ...). Raises `CheckpointError` if there is no such model, or a damaged one.
+    `SearchConfig` (``beam``, ``lenpen``, ...), ``inputs`` say what stands before each text. Raises `CheckpointError` if
+    there is no such model, or a damaged one.
     """
     config = load_config(path)
     family = family_of(config.model_type, path)
@@ -77,11 +81,16 @@ def student(
         max_source_positions=max_source_positions,
         max_tokens=max_tokens,
         batch_size=batch_size,
+        inputs=inputs,
     )
 
 
 def open_translator(
-    path: str | Path, model: ModelConfig, search: SearchConfig, batches: SearchBatchConfig
+    path: str | Path,
+    model: ModelConfig,
+    search: SearchConfig,
+    batches: SearchBatchConfig,
+    inputs: InputConfig | None = None,
 ) -> Translator:
     """`student` with the options of the command line."""
     return student(
@@ -93,14 +102,21 @@ def open_translator(
         max_tokens=batches.max_tokens,
         batch_size=batches.batch_size,
         allow_bin_weights=model.allow_bin_weights,
+        inputs=inputs,
         **vars(search),
     )
 
 
 def open_split(
-    path: str | Path, data_bin: str, model: ModelConfig, search: SearchConfig, batches: SearchBatchConfig
-) -> SplitTranslator:
-    """A student and a data folder made with the same tokenizer, in the direction asked for.
+    path: str | Path,
+    data_bin: str,
+    model: ModelConfig,
+    search: SearchConfig,
+    batches: SearchBatchConfig,
+    inputs: InputConfig | None = None,
+    task: str = "translation",
+) -> SplitGenerator:
+    """A student and a data folder made with the same tokenizer; for translation in the direction asked for.
 
     Raises `ConfigError` if their tokenizers differ, besides what opening either raises.
     """
@@ -109,8 +125,10 @@ def open_split(
         folder_vocabulary(f"the model {path}", path, load_config(path).vocab_size),
         folder_vocabulary(f"the data {data_bin}", data.tokenizer_path, data.vocab_size, data.fingerprint),
     )
-    translator = open_translator(path, model, search, batches)
-    return SplitTranslator(translator, data, model.source_lang, model.target_lang)
+    translator = open_translator(path, model, search, batches, inputs)
+    if task == "summarization":
+        return SplitSummarizer(translator, data, inputs)
+    return SplitTranslator(translator, data, model.source_lang, model.target_lang, inputs)
 
 
 def build_student(

@@ -1,4 +1,4 @@
-"""cktk-evaluate: score translations, or compare models on a split of a data folder."""
+"""cktk-evaluate: score files of outputs, or compare models on a split of a data folder."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from cktk.config.command import Command, Settings
-from cktk.errors import ConfigError
+from cktk.errors import ConfigError, DataError
 from cktk.evaluation.configs import EvaluateConfig
-from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
 from cktk.plugins import load_plugins
 from cktk_cli import lines
 from cktk_cli.progress import SentenceBar
 from cktk_cli.run import run_command
+from cktk_cli.task import MODEL_SECTIONS, open_split, score_texts, task_component
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     command = Command(
         "cktk-evaluate",
-        "Score a file of translations (--hypothesis, --reference), or translate a split with one or several models and "
-        "compare their quality, size and speed.",
-        [EvaluateConfig, SearchConfig, SearchBatchConfig, ModelConfig],
+        "Score a file of outputs (--hypothesis, --reference), or let one or several models work on a split and compare "
+        "their quality, size and speed.",
+        [EvaluateConfig, *MODEL_SECTIONS],
+        [task_component(argv)],
         load_plugins=load_plugins,
     )
     return run_command(command, evaluate, argv)
@@ -32,18 +33,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(settings: Settings) -> None:
     """Score what the settings name and print a table, or JSON, on stdout."""
+    if settings.component("task")[0] == "glue":
+        from cktk_cli.glue import evaluate as evaluate_glue
+
+        evaluate_glue(settings)
+        return
     config = settings.section(EvaluateConfig)
     _check(config)
     if config.hypothesis is not None:
-        texts = list(lines.read(config.hypothesis)), list(lines.read(str(config.reference)))
-        rows = [{"name": config.hypothesis, **_scores(*texts)}]
+        pairs = _paired_lines(config.hypothesis, str(config.reference))
+        rows = [({"name": config.hypothesis}, score_texts(settings, *pairs))]
     else:
         if config.reference is not None:
             expected = lines.rows_of_split(str(config.data_bin), config.gen_subset)
             lines.check_paired("--reference", config.reference, expected, f"the {config.gen_subset} split")
         rows = [_measure(path, settings) for path in config.path]
     if config.json:
-        print(json.dumps(rows, ensure_ascii=False, indent=2))
+        print(json.dumps([{**facts, **scores.record()} for facts, scores in rows], ensure_ascii=False, indent=2))
     else:
         _print_table(rows)
 
@@ -58,54 +64,61 @@ def _check(config: EvaluateConfig) -> None:
         raise ConfigError("give a data folder and --path DIR,.. to compare models, or --hypothesis and --reference")
 
 
-def _measure(path: str, settings: Settings) -> dict[str, Any]:
-    """Translate the split with one model. The time is that of translating, without loading."""
-    # transformers takes seconds to import: only after the flags have been looked at.
-    from cktk.hub import open_split, student_folder
+def _paired_lines(hypothesis: str, reference: str) -> tuple[list[str], list[str]]:
+    """The lines of both files; raises `DataError` naming both where they are not equally many."""
+    found = list(lines.read(hypothesis)), list(lines.read(reference))
+    ours, theirs = map(len, found)
+    if ours != theirs:
+        raise DataError(
+            f"--hypothesis {hypothesis} has {ours} lines, but --reference {reference} has {theirs}; each hypothesis "
+            "needs its reference on the same line"
+        )
+    if not ours:
+        raise DataError(f"--hypothesis {hypothesis} and --reference {reference} are empty; give files with lines")
+    return found
+
+
+def _measure(path: str, settings: Settings) -> tuple[dict[str, Any], Any]:
+    """Let one model work on the split: facts about it, and its scores. The time is that of generation alone."""
+    from cktk.hub import student_folder
 
     config = settings.section(EvaluateConfig)
-    sections = (settings.section(ModelConfig), settings.section(SearchConfig), settings.section(SearchBatchConfig))
-    split = open_split(path, str(config.data_bin), *sections)
+    split = open_split(settings, path, str(config.data_bin))
     with SentenceBar(path, len(split.data.split(config.gen_subset))) as bar:
         started = time.perf_counter()
         found = split.translate(config.gen_subset, on_progress=bar)
         seconds = time.perf_counter() - started
     references = list(lines.read(config.reference)) if config.reference else split.references(config.gen_subset)
     folder = student_folder(path)
-    return {
+    facts = {
         "name": path,
         "parameters": split.translator.model.num_parameters(),
         "bytes": sum(file.stat().st_size for file in folder.glob("*") if file.is_file()) if folder.is_dir() else None,
-        **_scores([translations[0].text for translations in found], references),
         "sentences": len(found),
         "sentences_per_second": len(found) / seconds,
         "truncated": split.translator.counts.truncated,
     }
+    return facts, score_texts(settings, [outputs[0].text for outputs in found], references)
 
 
-def _scores(hypotheses: list[str], references: list[str]) -> dict[str, Any]:
-    from cktk.evaluation.bleu import score_translations
-
-    return vars(score_translations(hypotheses, references)).copy()
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
+def _print_table(rows: list[tuple[dict[str, Any], Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("name", *(("parameters", "size", "sentences/s") if "parameters" in rows[0] else ()), "BLEU", "chrF")
+    measures = ("parameters", "size", "sentences/s") if "parameters" in rows[0][0] else ()
+    table = Table("name", *measures, *rows[0][1].figures())
     for column in table.columns[1:]:
         column.justify = "right"
-    for row in rows:
+    for facts, scores in rows:
         measured = []
-        if "parameters" in row:
-            size = "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.1f} MB"
-            measured = [f"{row['parameters'] / 1e6:.2f} M", size, f"{row['sentences_per_second']:.1f}"]
-        table.add_row(row["name"], *measured, f"{row['bleu']:.1f}", f"{row['chrf']:.1f}")
+        if measures:
+            size = "" if facts["bytes"] is None else f"{facts['bytes'] / 1e6:.1f} MB"
+            measured = [f"{facts['parameters'] / 1e6:.2f} M", size, f"{facts['sentences_per_second']:.1f}"]
+        table.add_row(facts["name"], *measured, *(f"{value:.1f}" for value in scores.figures().values()))
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
-    console.print(f"BLEU {rows[0]['bleu_signature']}\nchrF {rows[0]['chrf_signature']}", highlight=False)
-    if cut := sum(row.get("truncated", 0) for row in rows):
+    console.print("\n".join(rows[0][1].signatures()), highlight=False)
+    if cut := sum(facts.get("truncated", 0) for facts, _ in rows):
         print(f"warning: {cut} sources were over-long and cut", file=sys.stderr)
 
 

@@ -124,19 +124,27 @@ class GenerateConfig:
 
     path: str = option(metavar="DIR", help="student folder, checkpoint folder, or run directory (its best student)")
     data_bin: str | None = option(
-        None, positional=True, help="data folder of cktk-preprocess to translate a split of (default: read lines)"
+        None, positional=True, help="data folder of cktk-preprocess to take a split of (default: read lines)"
     )
-    gen_subset: str = option("test", metavar="SPLIT", help="split of the data folder to translate")
-    input: str = option("-", metavar="FILE", help="lines to translate where no data folder is given; - is stdin")
-    output: str | None = option(None, metavar="FILE", help="where translations go, in input order (default: stdout)")
+    gen_subset: str = option("test", metavar="SPLIT", help="split of the data folder")
+    input: str = option("-", metavar="FILE", help="lines to work on where no data folder is given; - is stdin")
+    output: str | None = option(None, metavar="FILE", help="where outputs go, in input order (default: stdout)")
     prefix: str | None = option(
-        None, metavar="FILE", help="one line per input line that its translation has to begin with; may be empty"
+        None, metavar="FILE", help="one line per input line that its output has to begin with; may be empty"
     )
     print_scores: bool = option(
-        False, help="write line number, score and translation, tabbed; always so where --nbest is above 1"
+        False, help="write line number, score and output, tabbed; always so where --nbest is above 1"
     )
-    scoring: str | None = option(None, help="score the best translations", choices=("sacrebleu",))
+    scoring: str | None = option(
+        None,
+        help="score the best outputs: translations by sacrebleu, summaries by rouge",
+        choices=("sacrebleu", "rouge"),
+    )
     reference: str | None = option(
         None, metavar="FILE", help="references of --scoring (default with a data folder: its decoded target side)"
     )
-    buffer_size: int = option(4096, help="lines that are read, sorted by length and translated together", minimum=1)
+    buffer_size: int = option(
+        4096,
+        help="lines that are read, sorted by length and worked on together; with --dest-dir also kept together",
+        minimum=1,
+    )

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cktk.data.context_config import InputConfig
+from cktk.data.corpora import Corpora
 from cktk.data.prompts import prompt_ids
 from cktk.data.shards import DataFolder
 from cktk.data.tokenizers import open_tokenizer
 from cktk.distributed.world import World
+from cktk.errors import ConfigError
 from cktk.evaluation.rouge import score_summaries
 from cktk.generation.configs import SearchConfig
 from cktk.generation.translator import Translator
@@ -32,21 +35,25 @@ class SummarizationTask(SequenceTask):
     def __init__(
         self,
         config: SummarizationConfig,
-        data: DataFolder,
+        data: Corpora | DataFolder,
         *,
         pad: int,
         decoder_start: int | None,
         max_positions: int | None = None,
     ) -> None:
         self._config = config
-        prompt = prompt_ids(open_tokenizer(data.tokenizer_path), config.source_prompt) if config.source_prompt else ()
+        folder = data if isinstance(data, DataFolder) else data.single("--task summarization")
+        prompt: tuple[int, ...] = ()
+        if config.source_prompt:  # opening a tokenizer takes a moment, which training without prompt does without
+            languages = [folder.languages.get(column, "") for column in ("source", "target")]
+            prompt = prompt_ids(open_tokenizer(folder.tokenizer_path), config.source_prompt, *languages)
         limits = (config.max_source_positions, config.max_target_positions)
         source, target = (min(limit, max_positions or limit) for limit in limits)
         corpus = PairCorpus(
-            data.path.name,
-            data,
-            text_side(data, "source", "source", source, prompt),
-            text_side(data, "target", "target", target),
+            folder.path.name,
+            folder,
+            text_side(folder, "source", "source", source, prompt),
+            text_side(folder, "target", "target", target),
         )
         super().__init__(config, corpus, pad=pad, decoder_start=decoder_start)
 
@@ -101,9 +108,12 @@ def _blank(rows: PairRows) -> int:
 class SplitSummarizer(SplitGenerator):
     """Summarises splits of ``data``."""
 
-    def __init__(self, translator: Translator, data: DataFolder, source_prompt: str = "") -> None:
+    def __init__(self, translator: Translator, data: DataFolder, inputs: InputConfig | None = None) -> None:
+        inputs = inputs or InputConfig()
+        if inputs.context_size:
+            raise ConfigError("--context-size: documents to summarise have no sentences before them; leave it out")
         config = SummarizationConfig(
-            source_prompt=source_prompt,
+            source_prompt=inputs.source_prompt,
             max_source_positions=translator.max_source_positions,
             max_target_positions=translator.positions,
         )

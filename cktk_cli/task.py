@@ -1,0 +1,92 @@
+"""What the commands that generate and score share: the flag ``--task``, opening models, and scoring."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cktk.config.command import Component, Settings
+from cktk.config.options import Raw
+from cktk.data.context_config import InputConfig
+from cktk.errors import CktkError, ConfigError
+from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
+from cktk.registry import EVALUATIONS
+from cktk.utils.files import read_json
+
+#: The settings of a model that generates.
+MODEL_SECTIONS = (SearchConfig, SearchBatchConfig, ModelConfig, InputConfig)
+
+#: What a data folder is known by; `cktk.data.shards` knows more of it, and takes numpy to load.
+_MANIFEST = "manifest.json"
+
+
+def task_component(argv: Sequence[str] | None) -> Component:
+    """``--task``; by default what the data folder says that is named by run file or command line ``argv``."""
+
+    def of_data(given: Mapping[str, Raw]) -> str | None:
+        named = given.get("data_bin")
+        for path in (named, *(sys.argv[1:] if argv is None else argv)):
+            if isinstance(path, str) and (Path(path) / _MANIFEST).is_file():
+                return _task_of(Path(path))
+        return None
+
+    return Component(
+        "task",
+        EVALUATIONS,
+        default="translation",
+        help="what the data folder is for (default: what it was preprocessed for)",
+        infer=of_data,
+    )
+
+
+def _task_of(folder: Path) -> str | None:
+    try:
+        found = read_json(folder / _MANIFEST).get("task")
+    except (CktkError, AttributeError):
+        return None  # opening the folder will say what is wrong with it
+    return found if found in EVALUATIONS.names() else None
+
+
+def open_split(settings: Settings, path: str, data_bin: str) -> Any:
+    """The model ``path`` with what it makes of the splits of the data folder, as the settings say."""
+    # transformers takes seconds to import: only after the flags and files have been looked at.
+    from cktk import hub
+
+    return hub.open_split(
+        path,
+        data_bin,
+        settings.section(ModelConfig),
+        settings.section(SearchConfig),
+        settings.section(SearchBatchConfig),
+        settings.section(InputConfig),
+        settings.component("task")[0],
+    )
+
+
+def open_translator(settings: Settings, path: str) -> Any:
+    """The model ``path`` for lines, as the settings say."""
+    from cktk import hub
+
+    return hub.open_translator(
+        path,
+        settings.section(ModelConfig),
+        settings.section(SearchConfig),
+        settings.section(SearchBatchConfig),
+        settings.section(InputConfig),
+    )
+
+
+def score_texts(settings: Settings, hypotheses: Sequence[str], references: Sequence[str]) -> Any:
+    """The `Scores` of texts by the metrics of the task that was chosen."""
+    name, config = settings.component("task")
+    return EVALUATIONS.target(name)(config)(hypotheses, references)
+
+
+def check_scoring(settings: Settings, scoring: str | None) -> None:
+    """Raise `ConfigError` where ``--scoring`` names metrics of another task."""
+    name, _ = settings.component("task")
+    fitting = {"translation": "sacrebleu", "summarization": "rouge"}
+    if scoring is not None and fitting.get(name, scoring) != scoring:
+        raise ConfigError(f"--scoring {scoring} does not fit --task {name}: give --scoring {fitting[name]}")
