@@ -102,6 +102,26 @@ class TestOwnTokenizer:
         )
         assert (ours.pad, ours.bos, ours.eos, ours.unk) == (theirs.pad, theirs.bos, theirs.eos, theirs.unk)
 
+    def test_data_of_other_tasks_keep_labels_and_templates(self, teacher: Path, tmp_path: Path) -> None:
+        rows = [f"{FEW[row % 3]}\t{FEW[row % 2]}\t{'yes' if row % 3 else 'no'}" for row in range(30)]
+        (tmp_path / "t.tsv").write_text("\n".join(["a\tb\tlabel", *rows]) + "\n", encoding="utf-8")
+        given = ["--task=glue", "--text-columns=a,b", f"--train-file={tmp_path}/t.tsv"]
+
+        def prepared(tokenizer: Path, dest: Path) -> DataFolder:
+            assert preprocess([*given, f"--tokenizer={tokenizer}", f"--dest-dir={dest}"]) == 0
+            return DataFolder(dest)
+
+        before = prepared(teacher, tmp_path / "bin")
+        flags = ["--model", str(teacher), "--data-bin", str(before.path), "--dest-dir", str(tmp_path / "small")]
+        assert main([*flags, "--dest-data", str(tmp_path / "data")]) == 0
+        ours, theirs = DataFolder(tmp_path / "data"), prepared(tmp_path / "small", tmp_path / "again")
+        ours.verify()
+        assert dict(files(ours.path)) == dict(files(theirs.path))
+        for name in ("task", "labels", "kinds", "languages", "templates", "pair_template", "vocab_size"):
+            assert getattr(ours, name) == getattr(theirs, name)
+        assert ours.vocab_size < before.vocab_size and ours.labels == ("no", "yes")
+        assert ours.pair_template is not None and len(ours.pair_template.middle) == 2
+
     def test_logits_of_teacher_and_student(self, trimmed: Path, teacher: Path) -> None:
         vocabulary = VocabularyMap.read(trimmed / "student")
         whole: Any = load_model(teacher)
