@@ -5,7 +5,7 @@ Shapes: B sentences, S source positions, T target positions, N selected rows, d 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -235,6 +235,16 @@ class Adapter(Protocol):
     def __call__(self, batch: Batch, request: StateRequest) -> ModelOutput: ...
 
     def head(self) -> HeadParams: ...
+
+
+class Scorer(Protocol):
+    """Figures of a validation beyond the loss, e.g. BLEU; called on all ranks with the student in eval mode."""
+
+    @property
+    def figures(self) -> Sequence[str]:
+        """The names of what it gives."""
+
+    def __call__(self) -> Mapping[str, float]: ...
 
 
 @dataclass

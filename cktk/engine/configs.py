@@ -8,6 +8,11 @@ from typing import Literal
 from cktk.config.options import option
 from cktk.errors import ConfigError
 
+_LARGER_IS_BETTER = (
+    *("bleu", "chrf", "rouge1", "rouge2", "rougeL", "rougeLsum"),
+    *("accuracy", "f1", "matthews", "pearson", "spearman"),
+)
+
 
 @dataclass
 class RunConfig:
@@ -84,6 +89,14 @@ class CheckpointConfig:
     )
 
 
+#: Figures that tasks add to a validation, the larger the better, and the flag that asks for them.
+METRICS = {
+    **dict.fromkeys(("bleu", "chrf"), "--eval-bleu"),
+    **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "--eval-rouge"),
+    **dict.fromkeys(("accuracy", "f1", "matthews", "pearson", "spearman"), "--eval-metrics"),
+}
+
+
 @dataclass
 class ValidationConfig:
     """Validation"""
@@ -92,14 +105,19 @@ class ValidationConfig:
     disable_validation: bool = option(False, help="do not validate")
     validate_interval: int = option(1, help="epochs between two validations", minimum=1)
     validate_interval_updates: int = option(0, help="also validate every so many updates; 0: off", minimum=0)
-    best_checkpoint_metric: str = option("loss", help="figure that chooses checkpoint_best, e.g. loss, ce, bleu, chrf")
-    maximize_best_checkpoint_metric: bool = option(False, help="larger is better (known by itself for bleu and chrf)")
+    best_checkpoint_metric: str = option(
+        "loss", help="figure that chooses checkpoint_best, e.g. loss, ce, bleu, chrf, rouge2, accuracy, spearman"
+    )
+    maximize_best_checkpoint_metric: bool = option(
+        False, help="larger is better (known by itself for bleu, chrf, rouge and the metrics of --task glue)"
+    )
     patience: int = option(
         0, help="stop after this many validations without improvement; 0: never", minimum=0, resume="free"
     )
 
     def __post_init__(self) -> None:
-        if self.best_checkpoint_metric in ("bleu", "chrf"):
+        # "bleu/en" is the figure of one of several corpora.
+        if self.best_checkpoint_metric.partition("/")[0] in _LARGER_IS_BETTER:
             self.maximize_best_checkpoint_metric = True
 
 

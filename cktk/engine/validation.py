@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from cktk.distributed.world import World
+from cktk.engine.configs import METRICS
 from cktk.engine.step import Step
 from cktk.engine.teacher import Teacher
 from cktk.engine.totals import Totals, global_counts
 from cktk.errors import ConfigError, DataError
-from cktk.protocols import Batch, Unit
+from cktk.protocols import Batch, Scorer, Unit
 from cktk.utils.words import unknown_name
 
-#: Further figures of a validation, e.g. BLEU; called on all ranks with the student in eval mode.
-Scorer = Callable[[], Mapping[str, float]]
+#: Figures that come of a flag, and its name.
+_FLAGS = {
+    **dict.fromkeys(("bleu", "chrf"), "--eval-bleu"),
+    **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "--eval-rouge"),
+    **dict.fromkeys(("accuracy", "f1", "matthews", "pearson", "spearman"), "--task glue and --eval-metrics"),
+}
 
 
 class Validator:
@@ -46,10 +51,10 @@ class Validator:
     def check(self, metric: str) -> None:
         """Raise `ConfigError` unless a validation will give ``metric``; looks at one micro-batch."""
         with evaluation_mode(self._step), torch.no_grad():
-            known = {*self._losses(1), *(("bleu", "chrf") if self._scorer else ())}
+            known = {*self._losses(1), *(self._scorer.figures if self._scorer else ())}
         if metric not in known:
             names = sorted(name for name in known if "/" not in name)
-            hint = " (bleu and chrf need --eval-bleu)" if metric in ("bleu", "chrf") else ""
+            hint = f" ({metric} needs {_FLAGS[metric]})" if metric in _FLAGS else ""
             raise ConfigError(f"--best-checkpoint-metric: {unknown_name(metric, names)}{hint}")
 
     def run(self) -> dict[str, float]:

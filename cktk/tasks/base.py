@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.corpora import Corpora
 from cktk.data.iterators import PlannedBatches
 from cktk.distributed.world import World
-from cktk.protocols import Batch, Side, Template
+from cktk.protocols import Batch, Scorer, Side, Template
+
+
+class Scorer(Protocol):
+    """Judges a model: the ``figures`` of these names, the larger the better; the same on all ranks."""
+
+    @property
+    def figures(self) -> Collection[str]: ...
+
+    def __call__(self) -> Mapping[str, float]: ...
 
 
 class Task(Protocol):
     """Makes batches of a data folder's rows, and judges a model by what it does with them.
 
-    A task that needs models with a decoder says so by an attribute ``sides``, e.g. ``("encoder", "decoder")``. One whose
-    models have to answer about sentences has a static method ``head(config, data) -> SentenceHead``, with the arguments
-    of `TaskBuilder`.
+    A task that needs models with a decoder says so by an attribute ``sides``, e.g. ``("encoder", "decoder")``. One
+    whose models have to answer about sentences has a static method ``head(config, data) -> SentenceHead``, with the
+    arguments of `TaskBuilder`.
     """
 
     @property
@@ -34,8 +43,8 @@ class Task(Protocol):
 
     def scorer(
         self, model: Any, tokenizer: Any, split_name: str, world: World, max_tokens: int | None
-    ) -> Callable[[], Mapping[str, float]] | None:
-        """What a validation calls on all ranks for figures beyond the loss; None where there are none.
+    ) -> Scorer | None:
+        """What a validation asks for figures beyond the loss; None where there are none.
 
         ``max_tokens`` is the budget of a batch in training.
         """
@@ -69,6 +78,14 @@ class FixedRows(Protocol):
 
     def shard_batches(self, split_name: str, shard: int, batching: BatchingConfig) -> Iterator[Batch]:
         """Every row of a shard once, in batches whose order and content follow from the data and ``batching``."""
+
+
+@runtime_checkable
+class ChecksModels(Protocol):
+    """What a row of `TASKS` offers if it suits only some models and criteria, as its options say."""
+
+    def check_models(self, config: Any, sides: Collection[Side], scores_labels: bool) -> None:
+        """Raise `ConfigError` unless models with ``sides`` may be trained, with cross entropy or without."""
 
 
 class TaskBuilder(Protocol):

@@ -23,7 +23,8 @@ class OutputScorer:
 
     References are the decoded target ids; a row without source text gives an empty output, as with `cktk-generate`.
     A batch of the search holds at most ``max_tokens`` (sentences x longest source), as in training, and no more
-    sentences than `cktk-generate` takes, since short ones have as many logits each as long ones.
+    sentences than `cktk-generate` takes, since short ones have as many logits each as long ones. ``line_break`` stands
+    for a line break inside of a text.
     """
 
     def __init__(
@@ -36,15 +37,25 @@ class OutputScorer:
         score: Score,
         world: World,
         *,
+        figures: tuple[str, ...],
         first_rows: int = 0,
         max_tokens: int | None = None,
+        line_break: str = " ",
     ) -> None:
+        #: The names of what ``score`` gives.
+        self.figures = figures
+        self._line_break = line_break
         self._rows, self._start, self._tokenizer, self._world = rows, start, tokenizer, world
         self._score, self._max_tokens = score, max_tokens
         search.check_vocabulary(model.config.vocab_size)
         layout = family_of(model.config.model_type, "the student").decoder_layout(model.config)
         self._search = BeamSearch(model, search, layout)
         self._runs = rows.runs(min(first_rows or len(rows), len(rows)))
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of the figures."""
+        return tuple(self._score(["a"], ["a"]))
 
     def __call__(self) -> dict[str, float]:
         """Generate this rank's share, gather all, and score."""
@@ -77,7 +88,7 @@ class OutputScorer:
         )
 
     def _decode(self, sequences: list[list[int]]) -> list[str]:
-        return [decode_line(self._tokenizer, ids) for ids in sequences]
+        return [decode_line(self._tokenizer, ids, self._line_break) for ids in sequences]
 
 
 class CorporaScorer:
@@ -85,6 +96,18 @@ class CorporaScorer:
 
     def __init__(self, scorers: Mapping[str, OutputScorer]) -> None:
         self._scorers = scorers
+        kinds = next(iter(scorers.values())).figures
+        several = scorers if len(scorers) > 1 else ()
+        #: The names of the figures.
+        self.figures = (*kinds, *(f"{kind}/{name}" for name in several for kind in kinds))
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of the figures."""
+        kinds = next(iter(self._scorers.values())).figures
+        if len(self._scorers) == 1:
+            return kinds
+        return kinds + tuple(f"{kind}/{name}" for name in self._scorers for kind in kinds)
 
     def __call__(self) -> dict[str, float]:
         """All figures; the same on all ranks."""
