@@ -113,6 +113,7 @@ TASKS = Registry(
     {
         "translation": ("cktk.tasks.configs:TranslationConfig", "cktk.tasks.translation:TranslationTask"),
         "summarization": ("cktk.tasks.configs:SummarizationConfig", "cktk.tasks.summarization:SummarizationTask"),
+        "glue": ("cktk.tasks.configs:GlueConfig", "cktk.tasks.glue:GlueTask"),
     },
 )
 
@@ -122,6 +123,7 @@ EVALUATIONS = Registry(
     {
         "translation": ("cktk.evaluation.configs:BleuConfig", "cktk.evaluation.bleu:translation_scorer"),
         "summarization": ("cktk.evaluation.configs:RougeConfig", "cktk.evaluation.rouge:rouge_scorer"),
+        "glue": ("cktk.evaluation.configs:GlueMetricsConfig", "cktk.evaluation.glue:score_answers"),
     },
 )
 

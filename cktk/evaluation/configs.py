@@ -38,3 +38,8 @@ class RougeConfig:
         "sentences",
         help="where sentences end for ROUGE-Lsum: at line breaks (in files also <n>), or at these and behind . ! ?",
     )
+
+
+@dataclass(frozen=True)
+class GlueMetricsConfig:
+    """glue: the official metrics of the data's task, by scikit-learn and scipy"""
