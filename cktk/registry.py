@@ -114,6 +114,7 @@ TASKS = Registry(
         "translation": ("cktk.tasks.configs:TranslationConfig", "cktk.tasks.translation:TranslationTask"),
         "summarization": ("cktk.tasks.configs:SummarizationConfig", "cktk.tasks.summarization:SummarizationTask"),
         "glue": ("cktk.tasks.configs:GlueConfig", "cktk.tasks.glue:GlueTask"),
+        "pretraining": ("cktk.tasks.pretraining_config:PretrainingConfig", "cktk.tasks.pretraining:PretrainingTask"),
     },
 )
 

@@ -32,7 +32,7 @@ from cktk.errors import ConfigError
 from cktk.metrics.writers import JsonlWriter, TensorBoardWriter, Writer
 from cktk.protocols import Batch, Side
 from cktk.registry import TASKS
-from cktk.tasks.base import SeveralCorpora, Task, TaskBuilder
+from cktk.tasks.base import ChecksModels, SeveralCorpora, Task, TaskBuilder
 from cktk.utils.log import logger, setup_logging
 from cktk.utils.rng import seed_everything_from
 
@@ -151,6 +151,9 @@ def _task(settings: Settings, data: Corpora, models: Models) -> Task:
     for side in getattr(make, "sides", ()):
         if side not in models.shape(models.student).sides:
             raise ConfigError(f"--task {name} needs models with a {side}, which a {models.family.model_type} has not")
+    if isinstance(make, ChecksModels):
+        scores_labels = getattr(settings.component("criterion")[1], "ce_weight", 1.0) > 0
+        make.check_models(config, models.shape(models.student).sides, scores_labels)
     return make(
         config,
         data,

@@ -12,15 +12,6 @@ from cktk.distributed.world import World
 from cktk.protocols import Batch, Scorer, Side, Template
 
 
-class Scorer(Protocol):
-    """Judges a model: the ``figures`` of these names, the larger the better; the same on all ranks."""
-
-    @property
-    def figures(self) -> Collection[str]: ...
-
-    def __call__(self) -> Mapping[str, float]: ...
-
-
 class Task(Protocol):
     """Makes batches of a data folder's rows, and judges a model by what it does with them.
 

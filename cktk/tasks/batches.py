@@ -78,3 +78,14 @@ def padded(rows: Sequence[npt.NDArray[Any]], fill: int) -> tuple[Int64s, npt.NDA
     ids = np.full(mask.shape, fill, np.int64)
     ids[mask] = np.concatenate(rows)
     return ids, mask
+
+
+def shift_right(targets: Int64s, written: npt.NDArray[np.bool_], start: int | None) -> Int64s:
+    """The decoder's input for padded ``targets`` (B, T), as transformers' ``shift_tokens_right`` makes it.
+
+    It is the targets but their last column behind the token ``start``, or without one (mBART) behind each row's last
+    token; ``written`` (B, T) says what is not padding.
+    """
+    shifted = np.roll(targets, 1, axis=1)
+    shifted[:, 0] = targets[np.arange(len(targets)), written.sum(axis=1) - 1] if start is None else start
+    return shifted

@@ -43,7 +43,18 @@ CONFIG_MODULES = [
     for name in MODULES
     if name.startswith("cktk.config.")
     or name.rpartition(".")[2]
-    in ("configs", "batch_config", "cache_config", "trim_config", "plan_config", "presets", "registry", "plugins")
+    in (
+        "configs",
+        "batch_config",
+        "cache_config",
+        "trim_config",
+        "plan_config",
+        "mixture_config",
+        "pretraining_config",
+        "presets",
+        "registry",
+        "plugins",
+    )
 ]
 
 

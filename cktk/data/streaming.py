@@ -1,0 +1,229 @@
+"""Text straight from a streaming `datasets` source: tokenised on the fly, never all in memory, continued exactly."""
+
+from __future__ import annotations
+
+import glob
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cktk.data.batching import Int64s
+from cktk.data.mixture import Place
+from cktk.data.texts import cut_samples
+from cktk.errors import CheckpointError, ConfigError, DataError
+from cktk.utils.words import alternatives
+
+_log = logging.getLogger(__name__)
+
+#: Texts that are tokenised at a time. Part of the order: blocks do not reach over them.
+CHUNK_TEXTS = 1_024
+_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text", ".csv": "csv"}
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+
+Ids = npt.NDArray[Any]
+
+
+class StreamSpec(NamedTuple):
+    """What ``CORPUS=NAME[:CONFIG[:SPLIT]]`` says: files by a pattern, a folder of save_to_disk, or a hub name."""
+
+    corpus: str
+    name: str
+    config: str | None = None
+    split: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> StreamSpec:
+        """Read one ``--stream``; raises `ConfigError`."""
+        corpus, equals, rest = text.partition("=")
+        name, *further = rest.split(":")
+        if not (corpus and equals and name) or len(further) > 2:
+            raise ConfigError(f"--stream {text}: give CORPUS=NAME, CORPUS=NAME:CONFIG or CORPUS=NAME:CONFIG:SPLIT")
+        config, split = (*(part or None for part in further), None, None)[:2]
+        return cls(corpus, name, config, split)
+
+    def __str__(self) -> str:
+        parts = [self.name, self.config or "", self.split or ""]
+        return f"{self.corpus}={':'.join(parts).rstrip(':')}"
+
+
+class TextStream:
+    """The texts of ``column`` in the order of the source, once."""
+
+    def __init__(self, spec: StreamSpec, column: str) -> None:
+        self.spec, self._column = spec, column
+        self.go_to(None)
+
+    def go_to(self, state: Mapping[str, Any] | None) -> None:
+        """Go to the position of ``state``; None is the beginning."""
+        self._data: Any = _open(self.spec)
+        if state is not None:
+            self._data.load_state_dict(dict(state))
+        self._rows: Iterator[Mapping[str, Any]] = iter(self._data)
+        self._began, self._moved = state, False
+
+    def read(self, most: int) -> list[str]:
+        """The next texts, fewer than ``most`` only at the end."""
+        try:
+            rows = list(islice(self._rows, most))
+        except Exception as error:  # datasets raises many kinds: its own, of the network, of parsers
+            raise _unreadable(self.spec, error) from error
+        self._moved = self._moved or bool(rows)
+        return [self._text(row) for row in rows]
+
+    def state(self) -> Mapping[str, Any] | None:
+        """The position behind the last text read, as JSON values."""
+        return dict(self._data.state_dict()) if self._moved else self._began
+
+    def _text(self, row: Mapping[str, Any]) -> str:
+        if self._column not in row:
+            raise DataError(
+                f"--stream {self.spec}: no column {self._column!r}; choose with --stream-column among: {', '.join(row)}"
+            )
+        text = row[self._column]
+        if not isinstance(text, str | None):
+            raise DataError(
+                f"--stream {self.spec}: column {self._column!r} holds {type(text).__name__}, not text; choose another"
+            )
+        return text or ""
+
+
+class StreamCorpus:
+    """A `Corpus` of a stream; see `cut_samples` for ``room`` and ``separator``.
+
+    ``encode`` gives token ids without special ones, ``lengths`` the sides (n, 2) of samples with the given numbers of
+    tokens. When the stream ends it starts over. In memory are the samples taken last and one chunk of texts.
+    """
+
+    rows = None
+
+    def __init__(
+        self,
+        stream: TextStream,
+        encode: Callable[[list[str]], list[Ids]],
+        lengths: Callable[[Int64s], Int64s],
+        room: int,
+        separator: int | None,
+        column: str,
+        chunk_texts: int = CHUNK_TEXTS,
+    ) -> None:
+        self.name = stream.spec.corpus
+        self.settings = {
+            "stream": str(stream.spec),
+            "column": column,
+            "room": room,
+            "separator": separator,
+            "chunk_texts": chunk_texts,
+        }
+        self._stream, self._encode, self._lengths = stream, encode, lengths
+        self._room, self._separator, self._chunk_texts = room, separator, chunk_texts
+        self._held: dict[int, Ids] = {}
+        #: Where in the stream the sample with this number is: at the ends of what was taken.
+        self._marks: dict[int, dict[str, Any]] = {0: {"position": None, "before": 0, "samples": 0}}
+        self._at: int | None = None
+        # The chunk that is being read: where it begins, how many samples of the pass are before it, and its own.
+        self._position: Mapping[str, Any] | None = None
+        self._before = self._next = 0
+        self._samples: list[Ids] = []
+
+    def take(self, start: int, stop: int) -> tuple[Int64s, Int64s]:
+        """See `Corpus.take`; a number is that of the sample, counted on from pass to pass."""
+        if self._at != start:
+            self._go_to(start)
+        self._held = {}
+        for number in range(start, stop):
+            self._held[number] = self._read()
+        self._at = stop
+        self._marks[stop] = {"position": self._position, "before": self._before, "samples": self._next}
+        lengths = np.array([len(ids) for ids in self._held.values()], np.int64)
+        return np.arange(start, stop), self._lengths(lengths)
+
+    def place(self, number: int) -> Place:
+        """See `Corpus.place`."""
+        return Place(self.name, 0, number, self._held[number])
+
+    def state(self, start: int) -> dict[str, Any]:
+        """The position of the chunk that holds sample ``start``, and how many of its samples are before that."""
+        # Training never goes back behind a position that was asked for.
+        self._marks = {number: mark for number, mark in self._marks.items() if number >= start}
+        return self._marks[start]
+
+    def load_state(self, start: int, state: Mapping[str, Any]) -> None:
+        """See `Corpus.load_state`; raises `CheckpointError` for a state without a position."""
+        if not {"position", "before", "samples"} <= set(state):
+            raise CheckpointError(f"the checkpoint has no position of the stream {self.name}; start a new run")
+        self._marks, self._at = {start: dict(state)}, None
+
+    def _go_to(self, number: int) -> None:
+        mark = self._marks[number]
+        self._stream.go_to(mark["position"])
+        self._position, self._before = mark["position"], mark["before"]
+        self._samples, self._next = [], 0
+        for _ in range(mark["samples"]):
+            self._read()
+
+    def _read(self) -> Ids:
+        """The next sample."""
+        while self._next == len(self._samples):
+            self._read_chunk()
+        self._next += 1
+        return self._samples[self._next - 1]
+
+    def _read_chunk(self) -> None:
+        """The samples of the next chunk, none at the end of a pass."""
+        self._before += len(self._samples)
+        self._position, self._samples, self._next = self._stream.state(), [], 0
+        if texts := self._stream.read(self._chunk_texts):
+            self._samples = cut_samples(self._encode(texts), self._room, self._separator)
+            return
+        if not self._before:
+            raise DataError(f"--stream {self._stream.spec}: it holds no text; give another")
+        _log.info("the stream %s has ended after %d samples and starts over", self.name, self._before)
+        self._stream.go_to(None)
+        self._before = 0
+
+
+def _open(spec: StreamSpec) -> Any:
+    """The `datasets.IterableDataset` that ``spec`` names."""
+    import datasets  # takes a second, which runs without streams need not wait for
+
+    datasets.disable_progress_bars()
+    folder = Path(spec.name)
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            return _saved(datasets.load_from_disk(spec.name), spec).to_iterable_dataset()
+        if (builder := _builder(spec.name)) is not None:
+            files = [spec.name] if folder.is_file() else sorted(glob.glob(spec.name))
+            if not files:
+                raise DataError(f"--stream {spec}: no such file")
+            return datasets.load_dataset(builder, data_files={"train": files}, split="train", streaming=True)
+        return datasets.load_dataset(spec.name, spec.config, split=spec.split or "train", streaming=True)
+    except DataError:
+        raise
+    except Exception as error:
+        raise _unreadable(spec, error) from error
+
+
+def _saved(loaded: Any, spec: StreamSpec) -> Any:
+    """The split of a saved folder; one that holds a single split has no names of splits."""
+    if not isinstance(loaded, Mapping):
+        return loaded
+    name = spec.split or "train"
+    if name not in loaded:
+        raise DataError(f"--stream {spec}: no split {name!r}; {alternatives(name, map(str, loaded))}")
+    return loaded[name]
+
+
+def _builder(name: str) -> str | None:
+    """How `datasets` calls the format of the files that ``name`` means; None for anything but files."""
+    suffixes = [suffix for suffix in Path(name).suffixes if suffix not in _COMPRESSED]
+    return _BUILDERS.get(suffixes[-1]) if suffixes else None
+
+
+def _unreadable(spec: StreamSpec, error: Exception) -> DataError:
+    reason = str(error).strip().partition("\n")[0]
+    return DataError(f"--stream {spec}: cannot be read ({type(error).__name__}: {reason})")
