@@ -19,6 +19,7 @@ from cktk.architectures.vocabulary import check_vocabularies, folder_vocabulary
 from cktk.data.context_config import InputConfig
 from cktk.data.shards import DataFolder
 from cktk.errors import CheckpointError, ConfigError
+from cktk.evaluation.rouge import LINE_BREAK
 from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
 from cktk.generation.translator import Translator
 from cktk.tasks.decoding import SplitGenerator, SplitTranslator
@@ -91,9 +92,10 @@ def open_translator(
     search: SearchConfig,
     batches: SearchBatchConfig,
     inputs: InputConfig | None = None,
+    task: str = "translation",
 ) -> Translator:
-    """`student` with the options of the command line."""
-    return student(
+    """`student` with the options of the command line; a line break inside of a summary is written as `LINE_BREAK`."""
+    found = student(
         path,
         source_lang=model.source_lang,
         target_lang=model.target_lang,
@@ -105,6 +107,9 @@ def open_translator(
         inputs=inputs,
         **vars(search),
     )
+    if task == "summarization":
+        found.line_break = LINE_BREAK
+    return found
 
 
 def open_split(
@@ -125,7 +130,7 @@ def open_split(
         folder_vocabulary(f"the model {path}", path, load_config(path).vocab_size),
         folder_vocabulary(f"the data {data_bin}", data.tokenizer_path, data.vocab_size, data.fingerprint),
     )
-    translator = open_translator(path, model, search, batches, inputs)
+    translator = open_translator(path, model, search, batches, inputs, task)
     if task == "summarization":
         return SplitSummarizer(translator, data, inputs)
     return SplitTranslator(translator, data, model.source_lang, model.target_lang, inputs)

@@ -75,6 +75,7 @@ def open_translator(settings: Settings, path: str) -> Any:
         settings.section(SearchConfig),
         settings.section(SearchBatchConfig),
         settings.section(InputConfig),
+        settings.component("task")[0],
     )
 
 

@@ -89,14 +89,6 @@ class CheckpointConfig:
     )
 
 
-#: Figures that tasks add to a validation, the larger the better, and the flag that asks for them.
-METRICS = {
-    **dict.fromkeys(("bleu", "chrf"), "--eval-bleu"),
-    **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "--eval-rouge"),
-    **dict.fromkeys(("accuracy", "f1", "matthews", "pearson", "spearman"), "--eval-metrics"),
-}
-
-
 @dataclass
 class ValidationConfig:
     """Validation"""

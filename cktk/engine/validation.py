@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from cktk.distributed.world import World
-from cktk.engine.configs import METRICS
 from cktk.engine.step import Step
 from cktk.engine.teacher import Teacher
 from cktk.engine.totals import Totals, global_counts

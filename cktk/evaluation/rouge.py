@@ -21,7 +21,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from cktk.evaluation.configs import RougeConfig
 from cktk.evaluation.scores import ScoreTexts, check_paired
 
-_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+#: The names of the scores, as `rouge-score` and logs have them.
+ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 #: How files with one summary a line write a line break (the convention of PEGASUS's files).
 LINE_BREAK = "<n>"
@@ -75,11 +76,11 @@ def score_summaries(
     ("sentences").
     """
     check_paired(hypotheses, references)
-    scorer = RougeScorer(list(_TYPES), use_stemmer=stemmer)
-    sums = dict.fromkeys(_TYPES, 0.0)
+    scorer = RougeScorer(list(ROUGE), use_stemmer=stemmer)
+    sums = dict.fromkeys(ROUGE, 0.0)
     for hypothesis, reference in zip(hypotheses, references, strict=True):
         found = scorer.score(_by_lines(reference, lsum), _by_lines(hypothesis, lsum))
-        for name in _TYPES:
+        for name in ROUGE:
             sums[name] += found[name].fmeasure
     means = {name: 100 * total / len(references) for name, total in sums.items()}
     signature = f"f:mean|stemmer:{'yes' if stemmer else 'no'}|lsum:{lsum}|version:{version('rouge-score')}"

@@ -56,11 +56,11 @@ class TextRows(Rows, Protocol):
     def source_ids(self, index: int) -> Ids: ...
 
 
-def decode_line(tokenizer: Any, ids: Sequence[int]) -> str:
-    """Token ids as one line of text, without special tokens."""
+def decode_line(tokenizer: Any, ids: Sequence[int], line_break: str = " ") -> str:
+    """Token ids as one line of text, without special tokens; ``line_break`` stands for what would end the line."""
     text = tokenizer.decode(list(ids), skip_special_tokens=True)
     # A tokenizer with byte fallback can spell a line break, which would shift all lines behind it.
-    return " ".join(str(text).splitlines()).strip()
+    return line_break.join(str(text).strip().splitlines())
 
 
 class Translator:
@@ -102,6 +102,8 @@ class Translator:
         self.max_source_positions = min(max_source_positions or self.positions, self.positions)
         self._max_tokens, self._batch_size = max_tokens, batch_size
         self._inputs = inputs or InputConfig()
+        #: What stands for a line break inside of an output.
+        self.line_break = " "
 
     def translate(self, texts: Sequence[str], prefixes: Sequence[str] | None = None) -> list[str]:
         """The best translation of each text, in order; each begins with its prefix. A blank text gives an empty one."""
@@ -168,7 +170,7 @@ class Translator:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as one line of text, without special tokens."""
-        return decode_line(self.tokenizer, ids)
+        return decode_line(self.tokenizer, ids, self.line_break)
 
     @cached_property
     def _frame(self) -> _Frame:

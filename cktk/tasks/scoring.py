@@ -37,13 +37,10 @@ class OutputScorer:
         score: Score,
         world: World,
         *,
-        figures: tuple[str, ...],
         first_rows: int = 0,
         max_tokens: int | None = None,
         line_break: str = " ",
     ) -> None:
-        #: The names of what ``score`` gives.
-        self.figures = figures
         self._line_break = line_break
         self._rows, self._start, self._tokenizer, self._world = rows, start, tokenizer, world
         self._score, self._max_tokens = score, max_tokens
@@ -96,10 +93,6 @@ class CorporaScorer:
 
     def __init__(self, scorers: Mapping[str, OutputScorer]) -> None:
         self._scorers = scorers
-        kinds = next(iter(scorers.values())).figures
-        several = scorers if len(scorers) > 1 else ()
-        #: The names of the figures.
-        self.figures = (*kinds, *(f"{kind}/{name}" for name in several for kind in kinds))
 
     @property
     def figures(self) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from cktk.data.shards import DataFolder
 from cktk.data.tokenizers import open_tokenizer
 from cktk.distributed.world import World
 from cktk.errors import ConfigError
-from cktk.evaluation.rouge import score_summaries
+from cktk.evaluation.rouge import LINE_BREAK, ROUGE, score_summaries
 from cktk.generation.configs import SearchConfig
 from cktk.generation.translator import Translator
 from cktk.tasks.configs import SummarizationConfig
@@ -89,13 +89,14 @@ class SummarizationTask(SequenceTask):
             world,
             first_rows=config.eval_rouge_documents,
             max_tokens=max_tokens,
+            line_break=LINE_BREAK,
         )
 
     def _score(self, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
         """ROUGE by the names that logs have for it."""
         config = self._config
         scores = score_summaries(hypotheses, references, stemmer=config.rouge_stemmer, lsum=config.rouge_lsum)
-        return {name: value for name, value in scores.record().items() if name != "rouge_signature"}
+        return {name: getattr(scores, name) for name in ROUGE}
 
 
 def _blank(rows: PairRows) -> int:

@@ -15,7 +15,8 @@ from cktk.data.shards import DataFolder, write_manifest, write_shard
 from cktk.distributed.world import World
 from cktk.errors import ConfigError, DataError
 from cktk.evaluation.rouge import score_summaries
-from cktk.hub import student
+from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
+from cktk.hub import open_split, student
 from cktk.protocols import IGNORED
 from cktk.tasks.configs import SummarizationConfig
 from cktk.tasks.summarization import SplitSummarizer, SummarizationTask
@@ -129,3 +130,22 @@ def test_a_prompt_stands_before_the_document(model: Path, data: DataFolder) -> N
     assert prompted.task.rows("test").source_ids(0).tolist() == [ids[0], letters["▁s"], letters["▁t"], *ids[1:]]
     with pytest.raises(ConfigError, match="--context-size: documents to summarise"):
         SplitSummarizer(plain.translator, data, InputConfig(context_size=1))
+
+
+def test_a_line_break_inside_of_a_summary_is_kept_for_lsum(model: Path, data: DataFolder) -> None:
+    class Spells:
+        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+            return " one\ntwo\n"
+
+    task = task_of(data, eval_rouge=True, eval_max_len_b=4, rouge_lsum="lines")
+    opened = student(model, device="cpu")
+    scorer = task.scorer(opened.model, opened.tokenizer, "test", World(0, 1, torch.device("cpu")), None)
+    assert scorer is not None
+    scorer._tokenizer = Spells()
+    assert scorer._decode([[5]]) == ["one<n>two"]
+    assert scorer._score(["two<n>one"], ["one<n>two"])["rougeLsum"] == 100
+    model_config, search, batches = ModelConfig(device="cpu"), SearchConfig(), SearchBatchConfig()
+    for name, expected in (("summarization", "one<n>two"), ("translation", "one two")):
+        split = open_split(model, str(data.path), model_config, search, batches, task=name)
+        split.translator.tokenizer = Spells()
+        assert split.translator.decode([5]) == expected
