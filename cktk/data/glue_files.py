@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cktk.data.configs import GlueSourceConfig
 from cktk.data.layouts import Layout, Row
-from cktk.data.tables import find_places, row_of
+from cktk.data.tables import find_places, row_reader
 from cktk.data.text import count_lines, read_lines
 from cktk.errors import ConfigError, DataError
 
@@ -53,12 +53,13 @@ class GlueSource:
         headless = split in self._headless
         places = find_places(self._columns, [] if headless else first, len(first), split, path)
         needed = 1 + max(place for place in places if place is not None)
+        read = row_reader(self._columns, places, path)
         if headless:
-            yield row_of(self._columns, places, first, f"{path}:1")
+            yield read(first, 1)
         damaged = []
         for number, cells in enumerate(records, 2):
             if len(cells) >= needed:
-                yield row_of(self._columns, places, cells, f"{path}:{number}")
+                yield read(cells, number)
             elif split.startswith("test"):
                 raise DataError(
                     f"{path}:{number}: ends with column {len(cells)}, before its text; fetch the file again"

@@ -7,7 +7,7 @@ import glob
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,12 +75,13 @@ class _DelimitedSource(TableSource):
             return
         width = len(first[1])
         places = find_places(self._columns, first[1] if self._header else [], width, split, path)
+        read = row_reader(self._columns, places, path)
         if not self._header:
-            yield row_of(self._columns, places, first[1], f"{path}:{first[0]}")
+            yield read(first[1], first[0])
         for number, cells in records:
             if len(cells) != width:
                 raise DataError(f"{path}:{number}: {len(cells)} columns, but line 1 has {width}; mend the line")
-            yield row_of(self._columns, places, cells, f"{path}:{number}")
+            yield read(cells, number)
 
 
 #: Where in a record a column is, from 0; None for one that is absent.
@@ -104,12 +105,18 @@ def find_places(columns_: Sequence[Column], names: Sequence[str], width: int, sp
     return places
 
 
-def row_of(columns_: Sequence[Column], places: Sequence[Place], cells: Sequence[str], where: str) -> Row:
-    """What the record ``cells`` says in ``columns_``, which it has at ``places``."""
-    return tuple(
-        column.absent if place is None else column.read(cells[place], where)
-        for column, place in zip(columns_, places, strict=True)
-    )
+def row_reader(columns_: Sequence[Column], places: Sequence[Place], path: Path) -> Callable[[Sequence[str], int], Row]:
+    """What gives the row of a record of ``path``, which has ``columns_`` at ``places``, from its cells and its line."""
+    taken = [place for place in places if place is not None]
+    if len(taken) == len(places) and all(column.values is None for column in columns_):  # cells are text already
+        return lambda cells, _: tuple([cells[place] for place in taken])
+    pairs = list(zip(columns_, places, strict=True))
+
+    def read(cells: Sequence[str], number: int) -> Row:
+        where = f"{path}:{number}"
+        return tuple([column.absent if place is None else column.read(cells[place], where) for column, place in pairs])
+
+    return read
 
 
 class TsvSource(_DelimitedSource):
