@@ -21,7 +21,7 @@ def sentence_key(seed: int, ids: Sequence[int] | np.ndarray[Any, Any]) -> int:
 def uniforms(keys: _UInt64s, step: int, count: int) -> npt.NDArray[np.float64]:
     """``count`` numbers in (0, 1) for each of ``keys`` (B) in ``step``, as (B, count); no two calls share any."""
     counters = (np.arange(count, dtype=np.uint64) << np.uint64(32)) + np.uint64(step)
-    bits = _mixed(_mixed(keys)[:, None] + _mixed(counters)[None])
+    bits = _mixed(_mixed(keys)[:, None] + counters[None])
     return ((bits >> np.uint64(32)).astype(np.float64) + 0.5) / 2.0**32
 
 

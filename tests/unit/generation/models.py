@@ -107,7 +107,7 @@ def reference(model: Any, sources: list[Any], **settings: Any) -> list[list[tupl
     per = settings.get("num_return_sequences", 1)
     output = model.generate(
         input_ids=ids, attention_mask=torch.tensor([[1] * len(s) + [0] * (width - len(s)) for s in sources]),
-        return_dict_in_generate=True, output_scores=True, do_sample=False, early_stopping=False, **settings,
+        return_dict_in_generate=True, output_scores=True, do_sample=False, **{"early_stopping": False, **settings},
     )  # fmt: skip
     scores = output.sequences_scores.tolist() if settings.get("num_beams", 1) > 1 else [None] * len(output.sequences)
     rows = [(trimmed(sequence), score) for sequence, score in zip(output.sequences.tolist(), scores, strict=True)]

@@ -15,7 +15,7 @@ from cktk.errors import CheckpointError, ConfigError, DataError
 from cktk.generation.beam import length_batches
 from cktk.generation.configs import SearchConfig
 from cktk.protocols import Hypothesis
-from tests.unit.generation.models import beam_search, random_sources, reference, tiny_model
+from tests.unit.generation.models import KINDS, T5_KINDS, beam_search, random_sources, reference, tiny, tiny_model
 
 TIE = 1e-5
 
@@ -39,6 +39,16 @@ def search(model: Any, sources: list[Any], max_length: int = 14, **settings: Any
     return beam_search(model, SearchConfig(max_len_b=max_length - 2, **settings)).generate(sources, **call)
 
 
+#: (our option, theirs, values); each is drawn with probability 0.3.
+OPTIONS: tuple[tuple[str, str, tuple[Any, ...]], ...] = (
+    ("no_repeat_ngram_size", "no_repeat_ngram_size", (1, 2, 3)),
+    ("repetition_penalty", "repetition_penalty", (0.8, 1.3, 4.0)),
+    ("forced_bos", "forced_bos_token_id", (0, 7)),
+    ("decoder_start", "decoder_start_token_id", (2, 13)),
+)
+STOPPING = {"false": False, "true": True, "never": "never"}
+
+
 def random_case(draw: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same random settings in our words and in transformers'."""
     beam = draw.choice([1, 2, 3, 4, 5])
@@ -48,25 +58,32 @@ def random_case(draw: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
     theirs: dict[str, Any] = {"num_beams": beam, "num_return_sequences": nbest, "max_length": max_length}
     if beam > 1:
         ours["lenpen"] = theirs["length_penalty"] = draw.choice([0.0, 0.6, 1.0, 2.0, -0.5])
+        ours["early_stopping"] = draw.choice(list(STOPPING))
+        theirs["early_stopping"] = STOPPING[ours["early_stopping"]]
     if draw.random() < 0.3:
         theirs["min_length"] = draw.randint(1, min(8, max_length - 1))
         ours["min_len"] = theirs["min_length"] - 1
-    if draw.random() < 0.3:
-        ours["no_repeat_ngram_size"] = theirs["no_repeat_ngram_size"] = draw.choice([1, 2, 3])
-    if draw.random() < 0.3:
-        ours["forced_bos"] = theirs["forced_bos_token_id"] = draw.choice([0, 7])
+    for our_name, their_name, values in OPTIONS:
+        if draw.random() < 0.3:
+            ours[our_name] = theirs[their_name] = draw.choice(values)
     return ours, theirs
 
 
-@pytest.mark.parametrize("kind", ["bart", "mbart"])
-@pytest.mark.parametrize("seed", range(8))
+def random_model(kind: str, draw: random.Random, seed: int) -> Any:
+    """Variants that real models have: with or without a forced end, scaled embeddings, unequal depths."""
+    if kind in T5_KINDS:
+        return tiny(kind, seed, eos_bias=draw.choice([1.0, 2.0, 3.0]), num_decoder_layers=draw.choice([1, 2]))
+    overrides = {"forced_eos_token_id": draw.choice([None, 2]), "scale_embedding": draw.random() < 0.5}
+    return tiny(kind, seed, eos_bias=draw.choice([1.0, 2.0, 3.0]), **overrides)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(3))
 def test_equals_transformers(kind: str, seed: int) -> None:
-    draw = random.Random(1000 * seed + len(kind))
-    overrides: dict[str, Any] = {} if draw.random() < 0.5 else {"forced_eos_token_id": draw.choice([None, 2])}
-    overrides["scale_embedding"] = draw.random() < 0.5
-    model = tiny_model(kind, seed, eos_bias=draw.choice([1.0, 2.0, 3.0]), **overrides)
+    draw = random.Random(f"{kind} {seed}")
+    model = random_model(kind, draw, seed)
     sources = random_sources(seed)
-    for _ in range(4):
+    for _ in range(3):
         ours, theirs = random_case(draw)
         found = search(model, sources, batch_size=draw.choice([1, 4, 6]), **ours)
         assert_same(found, reference(model, sources, **theirs))
@@ -100,14 +117,15 @@ def test_forced_eos_costs_nothing() -> None:
     assert all(len(best.tokens) == 6 and best.tokens[-1] == 2 for (best,) in found)
 
 
-@pytest.mark.parametrize("beam", [1, 4])
-def test_prefixes_of_many_lengths_in_one_batch(beam: int) -> None:
-    model = tiny_model("bart", 5, eos_bias=0.5)
+@pytest.mark.parametrize(("kind", "beam"), [("bart", 1), ("bart", 4), ("flan", 4)])
+def test_prefixes_of_many_lengths_in_one_batch(kind: str, beam: int) -> None:
+    model = tiny(kind, 5, eos_bias=0.5)
+    start = model.generation_config.decoder_start_token_id
     sources = random_sources(5, 7)
     prefixes = [None, [5], [9, 8], [], [4, 2, 6], [11, 12], [20] * 6]
     found = search(model, sources, 14, beam=beam, nbest=beam, lenpen=0.7, prefixes=prefixes)
     for source, prefix, hypotheses in zip(sources, prefixes, found, strict=True):
-        prompt = torch.tensor([[2, *(prefix or [])]])
+        prompt = torch.tensor([[start, *(prefix or [])]])
         settings = {"length_penalty": 0.7} if beam > 1 else {}
         output = model.generate(
             input_ids=torch.as_tensor(source)[None], decoder_input_ids=prompt, num_beams=beam, do_sample=False,
@@ -136,8 +154,9 @@ def test_decoder_start_of_a_language() -> None:
     assert_same(found, reference(model, sources, num_beams=3, max_length=14, decoder_start_token_id=13))
 
 
-def test_batching_padding_and_order_change_nothing() -> None:
-    model = tiny_model("bart", 8)
+@pytest.mark.parametrize("kind", ["bart", "t5"])
+def test_batching_padding_and_order_change_nothing(kind: str) -> None:
+    model = tiny(kind, 8)
     sources = random_sources(8, 9, longest=30)
     expected = search(model, sources, beam=3, nbest=3, batch_size=1)
     order = list(range(9))
@@ -162,14 +181,40 @@ def test_output_stays_within_the_positions_of_the_model() -> None:
     assert len(best.tokens) == 16 and best.tokens[-1] == 2
 
 
-def exhaustive(model: Any, source: Any, vocab: int, content: int) -> list[tuple[float, tuple[int, ...]]]:
+def test_a_t5_has_no_limit_of_positions() -> None:
+    model = tiny("t5", 9)
+    (source,) = random_sources(9, 1, shortest=299, longest=300)
+    found = search(model, [source], 120, beam=2, min_len=118)
+    assert_same(found, reference(model, [source], num_beams=2, max_length=120, min_length=119))
+    assert len(found[0][0].tokens) == 119
+
+
+def test_a_decoder_deeper_than_its_encoder() -> None:
+    """transformers' cache is as deep as the encoder, so that it has to do without."""
+    model, sources = tiny("mt5", 9, num_layers=1, num_decoder_layers=3), random_sources(9)
+    found = search(model, sources, 10, beam=3)
+    assert_same(found, reference(model, sources, num_beams=3, max_length=10, use_cache=False))
+
+
+def test_tokens_that_a_model_must_not_write() -> None:
+    """As the pad of MarianMT."""
+    model, sources = tiny("bart", 2), random_sources(2)
+    usual = {token for found in search(model, sources, beam=2) for token in found[0].tokens}
+    model.generation_config.bad_words_ids = [[max(usual)], [5, 6]]
+    model.generation_config.suppress_tokens = [min(usual - {2})]
+    found = search(model, sources, beam=2)
+    assert not {max(usual), min(usual - {2})} & {token for best in found for token in best[0].tokens}
+
+
+def exhaustive(model: Any, source: Any, content: int) -> list[tuple[float, tuple[int, ...]]]:
     """Every output of up to ``content`` tokens and eos, with its mean log-probability from full forward passes."""
     found = []
+    start = model.generation_config.decoder_start_token_id
     for length in range(content + 1):
-        for body in itertools.product([token for token in range(vocab) if token != 2], repeat=length):
+        for body in itertools.product([token for token in range(model.config.vocab_size) if token != 2], repeat=length):
             target = torch.tensor([[*body, 2]])
             logits = model(
-                input_ids=torch.as_tensor(source)[None], decoder_input_ids=torch.tensor([[2, *body]])
+                input_ids=torch.as_tensor(source)[None], decoder_input_ids=torch.tensor([[start, *body]])
             ).logits.log_softmax(-1)
             steps = logits.gather(2, target[:, :, None]).flatten().tolist()
             if length == content:
@@ -178,18 +223,31 @@ def exhaustive(model: Any, source: Any, vocab: int, content: int) -> list[tuple[
     return sorted(found, reverse=True)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["bart", "mbart", "t5", "flan"])
 @torch.no_grad()
-def test_wide_beam_finds_what_exhaustive_search_finds(seed: int) -> None:
-    model = tiny_model("mbart" if seed else "bart", seed, vocab_size=5, eos_bias=-1.0)
+def test_wide_beam_finds_what_exhaustive_search_finds(kind: str) -> None:
+    model = tiny(kind, 1, vocab_size=5, eos_bias=-1.0)
+    model.generation_config.forced_eos_token_id = 2
     source = np.array([3, 4, 0, 2])
-    expected = exhaustive(model, source, 5, 3)
+    expected = exhaustive(model, source, 3)
     # 100 beams hold every continuation, so that nothing is ever pruned; early stopping needs 100 ended hypotheses.
     (found,) = beam_search(model, SearchConfig(beam=100, nbest=100, max_len_b=3)).generate([source])
     assert len(found) == len(expected) == 1 + 4 + 16 + 64
-    for hypothesis, (score, tokens) in zip(found[:30], expected, strict=False):
-        assert hypothesis.score == pytest.approx(score, abs=1e-5)
-        assert hypothesis.tokens == tokens
+    assert [hypothesis.score for hypothesis in found] == pytest.approx([score for score, _ in expected], abs=1e-5)
+    scores = {tokens: score for score, tokens in expected}
+    assert {hypothesis.tokens for hypothesis in found} == set(scores)
+    assert all(hypothesis.score == pytest.approx(scores[hypothesis.tokens], abs=1e-5) for hypothesis in found)
+
+
+def test_early_stopping_takes_the_first_that_end() -> None:
+    """Longer outputs score better here, so that only the rule for stopping makes them short."""
+    model, sources = tiny_model("bart", 4), random_sources(4)
+    settings = {"beam": 2, "lenpen": 3.0, "max_length": 30}
+    lengths = {
+        rule: sum(len(best.tokens) for (best,) in search(model, sources, early_stopping=rule, **settings))
+        for rule in STOPPING
+    }
+    assert lengths["true"] < lengths["false"] <= lengths["never"]
 
 
 def test_all_paths_forbidden_gives_an_empty_hypothesis() -> None:
