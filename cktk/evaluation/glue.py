@@ -60,6 +60,23 @@ def score_answers(
     return _agreement(gold.astype(np.int64), answers.argmax(axis=1), len(labels))
 
 
+def predictions(answers: Numbers, labels: Sequence[str] | None, benchmark: str | None) -> list[str]:
+    """What a leaderboard's file says for ``answers`` (N, C): the best class in the task's spelling, or the number.
+
+    STS-B's are cut to its scale from 0 to 5 and have three digits behind the point. Raises `DataError` for answers that
+    are not finite.
+    """
+    if not np.isfinite(answers).all():
+        raise DataError(
+            "the model's answers are not finite numbers: it came apart in training; take another checkpoint"
+        )
+    task = GLUE_TASKS.get(benchmark or "")
+    if labels is None:
+        return [f"{min(max(value, 0), 5):.3f}" if task else f"{value:.6g}" for value in answers[:, 0]]
+    spelling = dict(zip(task.labels, task.spelling, strict=True)) if task and task.labels else {}
+    return [spelling.get(labels[number], labels[number]) for number in answers.argmax(axis=1)]
+
+
 def task_score(benchmark: str, figures: Mapping[str, Mapping[str, float]]) -> float:
     """A GLUE task's one figure on the leaderboard from the ``figures`` by split set ("" and, for MNLI, "mm")."""
     return fmean(fmean(found[name] for name in GLUE_TASKS[benchmark].metrics) for found in figures.values())
