@@ -11,6 +11,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, T5Config, T5ForCo
 
 from cktk.architectures.loading import load_model
 from cktk_cli.cache_teacher import main as cache_teacher
+from cktk_cli.generate import main as generate
 from tests.integration import toy
 
 SHAPE = ["--arch", "t5", "--width", "16", "--encoder-layers", "1", "--decoder-layers", "1", "--ffn-width", "32"]
@@ -72,8 +73,33 @@ def test_a_recorded_teacher_has_untied_students(data: Path, t5_teacher: Path, tm
     assert is_untied(load_model(run / "checkpoint_last"))
 
 
-def test_beam_search_says_what_it_does_not_know(
+def test_validated_by_translating_and_generating_as_transformers_does(
     data: Path, t5_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = toy.error_of(capsys, *toy.flags(data, tmp_path / "run", *SHAPE, "--max-update", "1", "--eval-bleu"))
-    assert "model type 't5' decodes with T5Stack" in line and "generate with transformers" in line
+    run = toy.run_training(
+        data, tmp_path / "run", *SHAPE, "--max-update", "4", "--validate-interval-updates", "2", "--eval-bleu",
+        "--eval-bleu-sentences", "8", "--teacher", str(t5_teacher), "--criterion", "kl_kd",
+    )  # fmt: skip
+    assert all({"bleu", "chrf"} <= record.keys() for record in toy.log(run, "valid"))
+    flags = [str(data), "--path", str(run), "--max-len-b", "15", "--device", "cpu"]
+    out = tmp_path / "out.txt"
+    assert generate([*flags, "--beam", "3", "--repetition-penalty", "1.2", "--output", str(out)]) == 0
+    student = AutoModelForSeq2SeqLM.from_pretrained(run / "checkpoint_best" / "student").eval()
+    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
+    texts = (data.parent / "test.en").read_text().splitlines()
+    inputs = tokenizer(texts, return_tensors="pt", padding=True)
+    ids = student.generate(
+        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, num_beams=3, max_length=17,
+        repetition_penalty=1.2,
+    )  # fmt: skip
+    expected = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    assert out.read_text().splitlines() == expected
+    assert len(set(expected)) > 1
+    for search in (["--sampling", "--beam", "1"], ["--beam", "4", "--diverse-beam-groups", "2"]):
+        assert generate([*flags, *search, "--nbest", "2", "--output", str(out)]) == 0
+        assert len(out.read_text().splitlines()) == 2 * len(texts)
+    for search, words in ((["--sampling"], "add --beam 1"), (["--beam", "9999"], "is more than the")):
+        capsys.readouterr()
+        assert generate([*flags, *search, "--output", str(out)]) != 0
+        error = capsys.readouterr().err.strip().splitlines()
+        assert error[-1].startswith("cktk-generate: error: ") and words in error[-1]
