@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from inspect import get_annotations
 from typing import Any, cast
 
@@ -20,9 +20,11 @@ from cktk.distributed.world import World
 from cktk.engine.configs import ModelsConfig, RunConfig, UpdateConfig
 from cktk.engine.step import Step, TrainCriterion
 from cktk.engine.teacher import Autocast, FrozenTeacher, StateStore, Teacher
+from cktk.engine.trainer import Schedule
 from cktk.engine.update import Updater
 from cktk.errors import ConfigError
 from cktk.optim.configs import OptimizerConfig
+from cktk.optim.schedules import Limits
 from cktk.protocols import LayerPair, Matching, ModelShape, Needs
 from cktk.registry import CRITERIA, LR_SCHEDULERS, OPTIMIZERS
 
@@ -103,7 +105,7 @@ def _state_bytes(settings: Settings, models: Models, needs: Needs) -> int:
     return tokens * states * teacher.width * (4 if dtype in ("auto", "float32") else 2)
 
 
-def make_schedule(settings: Settings) -> Callable[[int], float]:
+def make_schedule(settings: Settings) -> Schedule:
     """The learning rate by update. Raises `ConfigError` for an optimizer whose options have no learning rate."""
     optimizer, options = settings.component("optimizer")
     if not isinstance(options, OptimizerConfig):
@@ -112,9 +114,8 @@ def make_schedule(settings: Settings) -> Callable[[int], float]:
             "cktk.optim.configs.OptimizerConfig, which declares --lr"
         )
     name, config = settings.component("lr-scheduler")
-    schedule: Callable[[int], float] = LR_SCHEDULERS.target(name)(
-        config, options.lr, settings.section(UpdateConfig).max_update or None
-    )
+    updates = settings.section(UpdateConfig)
+    schedule: Schedule = LR_SCHEDULERS.target(name)(config, options.lr, Limits(updates.max_update, updates.max_epoch))
     return schedule
 
 

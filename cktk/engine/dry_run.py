@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ def dry_run(parts: Parts, matching: Sequence[str]) -> None:
     start = time.perf_counter()
     teacher = parts.updater.teacher
     states = teacher.states(batches[0].to(parts.world.device)).nbytes if teacher else 0
-    result = parts.updater.run(batches, 0, parts.schedule(0))
+    result = parts.updater.run(batches, 0, parts.schedule(0, math.inf))
     seconds = time.perf_counter() - start
     if not parts.world.is_main:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -47,13 +48,19 @@ class TrainingData(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class Schedule(Protocol):
+    """The learning rate after ``update`` of ``total`` updates (infinite where nobody knows), 0 for the first."""
+
+    def __call__(self, update: int, total: float) -> float: ...
+
+
 @dataclass
 class Parts:
     """What a trainer is put together from."""
 
     updater: Updater
     data: TrainingData
-    schedule: Callable[[int], float]
+    schedule: Schedule
     validator: Validator | None
     store: CheckpointStore
     save_student: Callable[[Path], None]
@@ -131,7 +138,7 @@ class Trainer:
         if batches is None:
             self._end_epoch(data.epoch - 1)
             return False
-        lr = self.parts.schedule(self.update)
+        lr = self.parts.schedule(self.update, self._expected_updates())
         result = self.parts.updater.run(batches, self.update, lr, stop=self._wishes_to_stop())
         self._unsaved = True
         if not result.skipped:
@@ -142,6 +149,16 @@ class Trainer:
         if not result.skipped:
             self._between_updates(data.epoch)
         return result.stop
+
+    def _expected_updates(self) -> float:
+        """How many updates the run will have had, if all go like those that were made, the one at hand included."""
+        limits, data = self._updates, self.parts.data
+        expected = [math.inf]
+        if limits.max_update:
+            expected.append(limits.max_update)
+        if limits.max_epoch:
+            expected.append((self.update + 1) * limits.max_epoch / (data.epoch - 1 + data.epoch_fraction()))
+        return min(expected)
 
     def _wishes_to_stop(self) -> bool:
         hours = self._updates.stop_time_hours

@@ -48,7 +48,7 @@ class DecayConfig(WarmupConfig):
 
     end_learning_rate: float = option(0.0, minimum=0.0, help="learning rate of the last update and after it")
     total_num_update: int | None = option(
-        None, minimum=1, help="update at which the decay ends (default: the run's last, --max-update)"
+        None, minimum=1, help="update at which the decay ends (default: the run's last, by --max-update or --max-epoch)"
     )
 
 

@@ -187,6 +187,15 @@ def test_epochs_of_a_number_of_samples(data: Path, tmp_path: Path) -> None:
     assert [record["epoch"] for record in toy.log(run)] == [1] * 5 + [2] * 5 + [3] * 5 + [4] * 5
 
 
+def test_a_decay_over_epochs_ends_with_them(data: Path, tmp_path: Path) -> None:
+    shape = [*toy.SHAPE, "--lr-scheduler", "linear", "--log-interval", "1", "--max-epoch", "3"]
+    rates = [record["lr"] for record in toy.log(toy.run_training(data, tmp_path / "run", *shape))]
+    expected = [1e-2 * (1 - (update - 3) / (len(rates) - 3)) for update in range(3, len(rates))]
+    # What is over is known by sentences, of which micro-batches hold more or fewer.
+    assert rates[3:] == pytest.approx(expected, abs=1e-3)
+    assert rates[-1] == pytest.approx(expected[-1], rel=1e-6)
+
+
 def test_dry_run_shows_and_writes_nothing(
     data: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,7 +230,7 @@ def test_reversed_direction(data: Path, tmp_path: Path) -> None:
         (["--max-update", "1", "--adam-betas", "0.9"], ["--adam-betas", "2 values"]),
         (["--max-update", "1", "--best-checkpoint-metric", "bleu"], ["--eval-bleu"]),
         (["--max-update", "1", "--best-checkpoint-metric", "rouge"], ["rouge", "loss"]),
-        (["--max-epoch", "2", "--lr-scheduler", "linear"], ["--max-update"]),
+        (["--stop-time-hours", "1", "--lr-scheduler", "linear"], ["--max-update", "--max-epoch"]),
         (["--max-update", "1", "--warmup-update", "5"], ["--warmup-update", "did you mean --warmup-updates"]),
         (["--max-update", "1", "--hidden-weight", "5"], ["--hidden-weight", "--criterion", "not chosen"]),
         ([], ["--max-epoch", "--max-update"]),
