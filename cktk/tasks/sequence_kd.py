@@ -83,4 +83,5 @@ def write_targets(
     generator.data.verify()
     job = Rewrite(split, task.corpus.target.column, drop_empty, part_rows, made_by, notes={"teacher": teacher})
     counts = rewrite(generator.data, dest, job, TeacherTargets(generator, split, done), done)
+    generator.translator.counts.truncated += task.rows(split).truncated()["source"]
     return None if counts is None else TargetsReport(**counts)
