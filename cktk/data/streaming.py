@@ -56,10 +56,14 @@ class TextStream:
 
     def __init__(self, spec: StreamSpec, column: str) -> None:
         self.spec, self._column = spec, column
+        self._began: Mapping[str, Any] | None = None
+        self._moved = True
         self.go_to(None)
 
     def go_to(self, state: Mapping[str, Any] | None) -> None:
         """Go to the position of ``state``; None is the beginning."""
+        if state == self._began and not self._moved:
+            return  # it is there; opening takes a while
         self._data: Any = _open(self.spec)
         if state is not None:
             self._data.load_state_dict(dict(state))

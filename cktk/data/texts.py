@@ -29,6 +29,16 @@ def cut_samples(texts: Sequence[Ids], room: int, separator: int | None) -> list[
     return [joined[start : start + room] for start in range(0, len(joined), room)]
 
 
+def check_column(folder: DataFolder, column: str) -> None:
+    """Raise `DataError` unless ``folder`` has ``column``, with texts."""
+    present = [name for name in folder.columns if folder.kinds[name] == "tokens"]
+    if column not in present:
+        raise DataError(
+            f"{folder.path}: has no column {column} of texts (but {', '.join(present)}); preprocess text with "
+            "--task pretraining, or name a column with --text-column"
+        )
+
+
 class Texts:
     """The samples of a column of texts in ``split_name``, of at most ``room`` tokens: see `cut_samples`.
 
@@ -36,12 +46,7 @@ class Texts:
     """
 
     def __init__(self, folder: DataFolder, split_name: str, column: str, room: int, separator: int | None) -> None:
-        present = [name for name in folder.columns if folder.kinds[name] == "tokens"]
-        if column not in present:
-            raise DataError(
-                f"{folder.path}: has no column {column} of texts (but {', '.join(present)}); preprocess text with "
-                "--task pretraining, or name a column with --text-column"
-            )
+        check_column(folder, column)
         self._split = folder.split(split_name)
         self._column, self._room, self._separator = column, room, separator
         rows = self._split.shard_rows

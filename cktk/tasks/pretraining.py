@@ -19,7 +19,7 @@ from cktk.data.encoder_spec import choose_encoder
 from cktk.data.iterators import PlannedBatches
 from cktk.data.mixture import Corpus, Place, StoredCorpus, mixed_batches
 from cktk.data.streaming import StreamCorpus, StreamSpec, TextStream
-from cktk.data.texts import Ids, Texts
+from cktk.data.texts import Ids, Texts, check_column
 from cktk.data.tokenizers import check_languages, open_tokenizer, probe_templates
 from cktk.distributed.world import World
 from cktk.errors import ConfigError, DataError
@@ -246,6 +246,7 @@ class PretrainingTask:
         language = self._language(corpus)
         if corpus in self.data.folders:
             folder = self.data.folders[corpus]
+            check_column(folder, self._config.text_column)
             source, target = folder.template("source", language), folder.template("target", language)
         else:
             check_languages(self._tokenizer, [language], "--stream")

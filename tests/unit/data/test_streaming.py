@@ -83,7 +83,7 @@ def test_every_form_gives_its_texts_pass_after_pass_and_goes_on_from_any_state(s
         assert taken(again, start, start + 30) == (WHOLE * 4)[start : start + 30]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.integers(1, 60), st.sampled_from([None, 2]), st.data())
 def test_windows_and_chunks_of_any_size_give_one_sequence(sources, sizes, chunk, separator, data):
     options = {"chunk_texts": chunk, "separator": separator, "room": 4}
@@ -118,9 +118,8 @@ def load_ids(places):
 
 
 @pytest.mark.parametrize(("workers", "world"), [(0, 2), (1, 1)])
-@pytest.mark.parametrize("point", [0, 3, 10, 17])
+@pytest.mark.parametrize("point", [0, 10])
 def test_a_mixture_with_streams_goes_on_as_if_nothing_had_happened(sources, workers, world, point):
-    whole = play([mixture(sources)], 1, 60)
     first = [mixture(sources, num_workers=workers)]
     before = play(first, 1, point)
     state = json.loads(json.dumps(first[0].state_dict()))
@@ -128,7 +127,7 @@ def test_a_mixture_with_streams_goes_on_as_if_nothing_had_happened(sources, work
     for rank in again:
         rank.load_state_dict(state)
     after = before + play(again, 2, 12)
-    assert after == whole[: len(after)] and None in whole
+    assert after == play([mixture(sources)], 1, len(after)) and None in after
 
 
 def test_a_failed_batch_does_not_lose_the_window(sources):
