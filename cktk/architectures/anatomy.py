@@ -1,4 +1,4 @@
-"""How the parts of an encoder-decoder hang together: which norm feeds which linear, and what lies between linears.
+"""How the parts of a model hang together: which norm feeds which linear, and what lies between linears.
 
 Names are those of modules in the whole model.
 """
@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+from torch.nn.functional import gelu
 from transformers import PreTrainedModel
 
 from cktk.errors import ConfigError
@@ -33,13 +35,30 @@ class Block:
     bias: str | None = None
 
 
+@dataclass(frozen=True)
+class Transform:
+    """What the head of an encoder does first: a dense layer that reads the norm ``read``, and its activation.
+
+    Masked language models have a ``norm`` after it (then ``activation`` is given), and their last linear may be
+    ``tied`` to the embedding. Without a last ``linear`` it is the pooler of a bare encoder.
+    """
+
+    dense: str
+    read: str
+    linear: str | None = None
+    norm: str | None = None
+    activation: Callable[[Tensor], Tensor] | None = None
+    tied: bool = False
+
+
 @dataclass
 class Anatomy:
     """The parts of a model that know its width; ``norms`` gives the side of each.
 
     What a norm in ``kept`` gives goes on as residual stream, or to a head that is tied to the embedding; what others
-    give is read by linears alone. ``head_norm`` feeds the head. Embeddings that are tied stand in ``tokens`` several
-    times.
+    give is read by linears alone. ``head_norm`` feeds the head of an encoder-decoder; heads of encoders have a
+    ``transform``. Embeddings that are tied stand in ``tokens`` several times; what is added to them are ``positions``,
+    kinds of sentence included.
     """
 
     centred: bool  # norms subtract the mean, and have a bias
@@ -48,7 +67,8 @@ class Anatomy:
     norms: dict[str, Side] = field(default_factory=dict)
     kept: set[str] = field(default_factory=set)
     blocks: list[Block] = field(default_factory=list)
-    head_norm: str = ""
+    head_norm: str | None = None
+    transform: Transform | None = None
 
     def add_norm(self, name: str, side: Side, *, kept: bool) -> None:
         self.norms[name] = side
@@ -57,7 +77,7 @@ class Anatomy:
 
 
 def anatomy_of(model: PreTrainedModel) -> Anatomy:
-    """The anatomy of a BART, mBART, T5 or mT5 model; raises `ConfigError` for others."""
+    """The anatomy of a model of one of the known types; raises `ConfigError` for others."""
     kind = model.config.model_type
     if kind not in _KINDS:
         raise ConfigError(f"--init pca knows models of type {', '.join(_KINDS)}, not {kind}: use --init truncate")
@@ -135,9 +155,86 @@ def _tied(model: Any) -> bool:
     return bool(model.get_output_embeddings().weight is model.get_input_embeddings().weight)
 
 
+#: Of the layers of an encoder: linears that read the stream, linear that leads back, norm that follows.
+_Layer = tuple[tuple[tuple[str, ...], str, str], ...]
+
+_BERT_LAYER: _Layer = (
+    (
+        ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "attention.output.dense",
+        "attention.output.LayerNorm",
+    ),
+    (("intermediate.dense",), "output.dense", "output.LayerNorm"),
+)
+_DISTILBERT_LAYER: _Layer = (
+    (("attention.q_lin", "attention.k_lin", "attention.v_lin"), "attention.out_lin", "sa_layer_norm"),
+    (("ffn.lin1",), "ffn.lin2", "output_layer_norm"),
+)
+
+
+def _encoder(model: Any, layers: str, parts: _Layer) -> Anatomy:
+    """The encoder without its head. All norms are post-norms, that of the embeddings included."""
+    base = base_prefix(model)
+    embeddings = f"{base}embeddings"
+    added = ("position_embeddings", "token_type_embeddings")
+    found = Anatomy(
+        centred=True,
+        tokens=(f"{embeddings}.word_embeddings",),
+        positions=tuple(f"{embeddings}.{name}" for name in added if hasattr(model.get_submodule(embeddings), name)),
+    )
+    source = f"{embeddings}.LayerNorm"
+    found.add_norm(source, "encoder", kept=True)
+    for number in range(len(model.get_submodule(f"{base}{layers}"))):
+        layer = f"{base}{layers}.{number}"
+        for inputs, output, norm in parts:
+            heads = model.config.num_attention_heads if len(inputs) > 1 else None
+            reads = {f"{layer}.{linear}": source for linear in inputs}
+            found.blocks.append(Block("encoder", reads, f"{layer}.{output}", heads))
+            source = f"{layer}.{norm}"
+            found.add_norm(source, "encoder", kept=True)
+    return found
+
+
+def _bert(model: Any) -> Anatomy:
+    found = _encoder(model, "encoder.layer", _BERT_LAYER)
+    read = list(found.norms)[-1]
+    if hasattr(model, "cls"):
+        head, act = "cls.predictions", model.cls.predictions.transform.transform_act_fn
+        norm = f"{head}.transform.LayerNorm"
+        found.transform = Transform(f"{head}.transform.dense", read, f"{head}.decoder", norm, act, _tied(model))
+    elif hasattr(model, "lm_head"):
+        names = ("lm_head.dense", read, "lm_head.decoder", "lm_head.layer_norm")
+        found.transform = Transform(*names, gelu, _tied(model))
+    elif hasattr(model, "classifier") and model.base_model.pooler is None:
+        found.transform = Transform("classifier.dense", read, "classifier.out_proj")
+    elif model.base_model.pooler is not None:
+        linear = "classifier" if hasattr(model, "classifier") else None
+        found.transform = Transform(f"{base_prefix(model)}pooler.dense", read, linear)
+    return found
+
+
+def _distilbert(model: Any) -> Anatomy:
+    found = _encoder(model, "transformer.layer", _DISTILBERT_LAYER)
+    read = list(found.norms)[-1]
+    if hasattr(model, "vocab_transform"):
+        names = ("vocab_transform", read, "vocab_projector", "vocab_layer_norm")
+        found.transform = Transform(*names, model.activation, _tied(model))
+    elif hasattr(model, "pre_classifier"):
+        found.transform = Transform("pre_classifier", read, "classifier")
+    return found
+
+
+def base_prefix(model: PreTrainedModel) -> str:
+    """What stands in ``model`` before the names of what lies in its ``base_model``."""
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
 _KINDS: dict[str, Callable[[Any], Anatomy]] = {
     "bart": lambda model: _bart(model, normalise_first=False),
     "mbart": lambda model: _bart(model, normalise_first=True),
     "t5": _t5,
     "mt5": _t5,
+    "bert": _bert,
+    "roberta": _bert,
+    "distilbert": _distilbert,
 }

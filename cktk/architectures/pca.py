@@ -9,35 +9,40 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cktk.architectures.anatomy import Block, anatomy_of
+from cktk.architectures.anatomy import Block, Transform, anatomy_of, base_prefix
 from cktk.architectures.family import family_of
 from cktk.architectures.layer_map import truncated_layers
+from cktk.architectures.pca_heads import fill_dense, fill_rest, head_neurons, is_shared
 from cktk.architectures.pca_statistics import norm_moments, stream_moments
-from cktk.architectures.sources import check_fixed, check_not_larger, inner_name, origins
+from cktk.architectures.sources import check_fixed, check_not_larger, origins
 from cktk.errors import ConfigError
 from cktk.protocols import Batch
-
-#: Variance of a normalised feature below which nothing can be learned about a norm's gain from it.
-_NO_VARIANCE = 1e-6
 
 
 def pca_initialise(student: PreTrainedModel, teacher: PreTrainedModel, batches: Sequence[Batch]) -> None:
     """Project ``teacher`` on the principal directions of its residual stream over ``batches``, which are read twice.
 
-    One orthonormal basis B (p, d), see `principal_basis`, serves embeddings, both stacks and head. Layers are those of
-    ``truncate``, heads and neurons those that put most into the stream. With a teacher's linear W from and V into the
-    stream:
+    One orthonormal basis B (p, d), see `principal_basis`, serves embeddings, all stacks and a tied head. Layers are
+    those of ``truncate``, heads and neurons those that put most into the stream. With a teacher's linear W from and V
+    into the stream:
 
     - embeddings are E B (times what makes up for a scale by the width), V becomes B' V;
     - W reads what a norm gives. Where nothing but linears reads it (mBART, T5), W diag(gain) B takes its gain over, and
       the student's norm keeps a single factor, for the length that is lost by projection. Where it goes on as stream
-      or to a tied head (BART), W becomes W B, and gain and bias of the student's norm are the least-squares ones, axis
-      by axis: a rotated gain is no gain, so this is an approximation;
+      or to a tied head (BART, encoders), W becomes W B, and gain and bias of the student's norm are the least-squares
+      ones, axis by axis: a rotated gain is no gain, so this is an approximation;
     - biases make up for the means of all that is left out; T5 has none.
 
+    In the head of an encoder lie a dense layer U and an activation f, so another space, of neurons. Before a linear of
+    its own (a classifier, or a masked language model that is not tied) they are chosen by what they do to the scores.
+    Where the linear is tied to the embedding, the student's is E B: U becomes B' U B, and f(B' u) stands for B' f(u),
+    which is right as far as B selects axes, and near it as B is turned towards them; the norm after it is fitted to
+    what the student's neurons are. What enters a tied linear counts as a norm of the stream. A head that the teacher
+    does not have stays as built; a pooler that no classifier reads keeps its leading neurons.
+
     Of full width it is the student that ``truncate`` gives, exactly so in function. Students of a teacher with low rank
-    are exact too, where gains are equal. Raises `ConfigError` for sizes that do not fit and for a sample with fewer
-    rows than the teacher is wide.
+    are exact too, where gains are equal. Raises `ConfigError` for sizes that do not fit, for a sample with fewer rows
+    than the teacher is wide, and for one in which next to nothing is scored.
     """
     check_fixed(student, teacher, "--init pca", "the teacher")
     check_not_larger(student, teacher, "--init pca")
@@ -72,8 +77,10 @@ class _Projection:
         self._own, self._theirs = anatomy_of(student), anatomy_of(teacher)
         self._blocks = {block.output: block for block in self._theirs.blocks}
         self._layer_origin = origins(student, teacher, truncated_layers)
-        self._stream = stream_moments(teacher, self._theirs, batches)
-        width, teacher_width = student.config.d_model, teacher.config.d_model
+        shared = is_shared(student, teacher, self._theirs.transform)
+        self._stream = stream_moments(teacher, self._theirs, batches, head=shared)
+        family = family_of(student.config.model_type, "the student")
+        width, teacher_width = (family.shape(model.config).width for model in (student, teacher))
         if self._stream.rows < teacher_width:
             raise ConfigError(
                 f"--init pca: the sample has {self._stream.rows} tokens on one side, fewer than the teacher is wide "
@@ -81,25 +88,33 @@ class _Projection:
             )
         basis = principal_basis(self._stream.second, width, self._own.centred)
         self._basis = basis.to(teacher.dtype)
-        self._norms = norm_moments(teacher, self._theirs, batches, self._basis)
+        transform, self._neurons = self._theirs.transform, self._basis
+        if transform is not None:
+            self._neurons = head_neurons(teacher, transform, self._stream.head, self._basis)
+        seen = self._neurons if shared and transform is not None and transform.norm is not None else None
+        self._norms = norm_moments(teacher, self._theirs, batches, self._basis, seen)
         # What models multiply by that depends on their width: embeddings by sqrt(d) and the head's input by 1/sqrt(d).
         narrower = (width / teacher_width) ** 0.5
         self._embedding_factor = 1 / narrower if getattr(student.config, "scale_embedding", False) else 1.0
-        family = family_of(student.config.model_type, "the student")
-        self._head_factor = family.adapter(teacher).head().scale / family.adapter(student).head().scale
+        self._head_factor = 1.0
+        if self._own.head_norm is not None:
+            self._head_factor = family.adapter(teacher).head().scale / family.adapter(student).head().scale
 
     @torch.no_grad()
     def fill(self) -> None:
         """Write every parameter of the student."""
         factors = dict.fromkeys(self._own.tokens, self._embedding_factor) | dict.fromkeys(self._own.positions, 1.0)
         for name, factor in factors.items():
-            projected = self._teacher.get_submodule(name).weight @ self._basis
+            projected = self._teacher.get_submodule(self._origin(name)).weight @ self._basis
             self._student.get_submodule(name).weight.copy_(projected * factor)
         for name in self._own.norms:
             self._fill_norm(name)
         for block in self._own.blocks:
             self._fill_block(block)
-        self._fill_head()
+        if self._own.head_norm is not None:
+            self._fill_head(self._own.head_norm)
+        if self._own.transform is not None and self._theirs.transform is not None:
+            self._fill_transform(self._own.transform, self._theirs.transform)
 
     def _fill_norm(self, name: str) -> None:
         norm, found = self._student.get_submodule(name), self._norms[self._origin(name)]
@@ -109,12 +124,11 @@ class _Projection:
             if bias is not None:
                 bias.zero_()
             return
-        mean = found.x if bias is not None else torch.zeros_like(found.x)
-        gain = (found.xz - mean * found.z) / (found.xx - mean.square()).clamp(min=_NO_VARIANCE)
+        gain, shift = found.fitted(shifted=bias is not None)
         factor = self._head_factor / self._embedding_factor if name == self._own.head_norm and self._tied else 1.0
         norm.weight.copy_(gain * factor)
         if bias is not None:
-            bias.copy_((found.z - gain * found.x) * factor)
+            bias.copy_(shift * factor)
 
     def _fill_block(self, block: Block) -> None:
         output = self._origin(block.output)
@@ -159,13 +173,22 @@ class _Projection:
         columns: Tensor = self._teacher.get_submodule(block.output).weight.double().square().sum(0)
         return self._stream.energy[block.output] * columns
 
-    def _fill_head(self) -> None:
+    def _fill_transform(self, own: Transform, theirs: Transform) -> None:
+        """Of a head that teacher and student do not share only what both have: a pooler."""
+        if self._origin(own.dense) == theirs.dense:
+            dense = self._student.get_submodule(own.dense), self._teacher.get_submodule(theirs.dense)
+            fill_dense(*dense, self._neurons, *self._reading(theirs.read))
+        if self._stream.head is not None:
+            norm = self._norms[theirs.norm] if theirs.norm is not None else None
+            fill_rest(self._student, self._teacher, own, self._neurons, self._stream.head, norm)
+
+    def _fill_head(self, name: str) -> None:
         """A head of its own reads what the last norm gives; the bias of logits makes up for what is left out."""
         own, theirs = self._student.get_output_embeddings(), self._teacher.get_output_embeddings()
-        norm = self._student.get_submodule(self._own.head_norm)
-        found = self._norms[self._origin(self._own.head_norm)]
+        norm = self._student.get_submodule(name)
+        found = self._norms[self._origin(name)]
         if not self._tied:
-            reading, _ = self._reading(self._origin(self._own.head_norm))
+            reading, _ = self._reading(self._origin(name))
             own.weight.copy_(theirs.weight @ reading * self._head_factor)
         if (bias := getattr(self._student, "final_logits_bias", None)) is not None:
             given = norm.weight * found.x + norm.bias
@@ -182,8 +205,10 @@ class _Projection:
         return reading, (found.y - reading.double() @ seen).to(reading.dtype)
 
     def _origin(self, name: str) -> str:
-        inner = inner_name(self._student, name)
-        return name.removesuffix(inner) + self._layer_origin(inner)
+        own, theirs = base_prefix(self._student), base_prefix(self._teacher)
+        if not name.startswith(own):
+            return name  # in the head
+        return theirs + self._layer_origin(name.removeprefix(own))
 
     @property
     def _tied(self) -> bool:
