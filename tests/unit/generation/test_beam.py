@@ -5,17 +5,29 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import MarianConfig, MarianMTModel
+from transformers.models.marian.modeling_marian import MarianDecoder
 
 from cktk.errors import CheckpointError, ConfigError, DataError
-from cktk.generation.beam import length_batches
+from cktk.generation.beam import BeamSearch, length_batches
 from cktk.generation.configs import SearchConfig
 from cktk.protocols import Hypothesis
-from tests.unit.generation.models import KINDS, T5_KINDS, beam_search, random_sources, reference, tiny, tiny_model
+from tests.unit.generation.models import (
+    KINDS,
+    T5_KINDS,
+    beam_search,
+    layout_of,
+    random_sources,
+    reference,
+    tiny,
+    tiny_model,
+)
 
 TIE = 1e-5
 
@@ -310,3 +322,20 @@ def test_refusals() -> None:
     model.model.decoder.__class__ = type("OtherDecoder", (type(model.model.decoder),), {})
     with pytest.raises(CheckpointError, match="'bart' decodes with OtherDecoder, but .* its BartDecoder only"):
         search(model, [[3, 2]])
+
+
+def test_another_kind_of_decoder_by_its_layout() -> None:
+    """MarianMT has sinusoidal positions, no norm of embeddings, and scales these itself."""
+    settings = {"vocab_size": 37, "d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_ffn_dim": 24}
+    heads = {"decoder_ffn_dim": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "init_std": 0.4}
+    special = {"pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "forced_eos_token_id": None}
+    torch.manual_seed(3)
+    model: Any = MarianMTModel(MarianConfig(**settings, **heads, **special, scale_embedding=True)).eval()
+    model.final_logits_bias[0, 2] = 2.0
+    like_bart = layout_of(tiny_model("bart", 1))
+    layout = replace(like_bart, stack=MarianDecoder, embedding_scale="embed_scale", embedding_norm=None)
+    sources = random_sources(3)
+    config = SearchConfig(beam=3, max_len_b=12, no_repeat_ngram_size=2)
+    found = BeamSearch(model, config, layout).generate(sources)
+    assert_same(found, reference(model, sources, num_beams=3, max_length=14, no_repeat_ngram_size=2))
+    assert len({best.tokens for (best,) in found}) > 2
