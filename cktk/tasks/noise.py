@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -9,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cktk.data.batching import Int64s
+from cktk.errors import ConfigError
 from cktk.protocols import IGNORED
+from cktk.tasks.pretraining_config import PretrainingConfig
 
 Bools = npt.NDArray[np.bool_]
 
@@ -151,6 +154,41 @@ class Masking(Reconstruct):
         target = np.full_like(text, IGNORED)
         target[chosen] = text[chosen]
         return source, target
+
+
+def make_noise(config: PretrainingConfig, tokenizer: Any, vocab_size: int) -> Noise:
+    """What the objective does to a text; raises `ConfigError` where the tokenizer has no tokens for it."""
+    objective, ratio = config.objective, config.mask_ratio
+    if objective in ("reconstruct", "unmasked"):
+        return Reconstruct()
+    mask: int | None = tokenizer.mask_token_id
+    if objective == "masked":
+        if mask is None:
+            raise ConfigError("--objective masked: the tokenizer has no mask token; give --objective unmasked")
+        words = np.setdiff1d(list(tokenizer.get_vocab().values()), tokenizer.all_special_ids).astype(np.int64)
+        return Masking(mask, words, ratio or 0.15, config.scored_positions == "masked")
+    if mask is not None:
+        ends = sentence_ends(tokenizer.get_vocab(), vocab_size) if config.permute_sentences else None
+        return Infilling(mask, ratio or 0.3, config.mean_span, ends)
+    sentinels = _sentinels(tokenizer.get_vocab())
+    if len(sentinels) < 2:
+        raise ConfigError(
+            "--objective denoise: the tokenizer has neither a mask token nor T5's sentinels <extra_id_0>, .. ; "
+            "give --objective reconstruct"
+        )
+    if config.permute_sentences:
+        raise ConfigError("--permute-sentences goes with infilling, and T5 has no mask token for it; leave it out")
+    return SpanCorruption(sentinels, ratio or 0.15, config.mean_span)
+
+
+def _sentinels(vocabulary: Mapping[str, int]) -> tuple[int, ...]:
+    names = (f"<extra_id_{number}>" for number in range(len(vocabulary)))
+    found = []
+    for name in names:
+        if name not in vocabulary:
+            break
+        found.append(vocabulary[name])
+    return tuple(found)
 
 
 def permute_sentences(text: Int64s, ends: Bools, rng: np.random.Generator) -> Int64s:

@@ -25,7 +25,7 @@ from cktk.distributed.world import World
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import IGNORED, Batch, Side, Template
 from cktk.tasks.batches import padded, shard_batches, shift_right, split_batches
-from cktk.tasks.noise import Infilling, Masking, Noise, Reconstruct, SpanCorruption, sentence_ends
+from cktk.tasks.noise import Noise, make_noise
 from cktk.tasks.pretraining_config import ENCODER_OBJECTIVES, PretrainingConfig
 
 _USUAL_TOKENS = 512
@@ -49,7 +49,7 @@ class _Framed:
     def lengths(self, texts: Int64s) -> Int64s:
         """(n, 2): the most positions that texts of these lengths (n,) take on either side."""
         special = [len(template.prefix) + len(template.suffix) for template in (self.source, self.target)]
-        return self.noise.lengths(texts) + np.array(special)
+        return np.add(self.noise.lengths(texts), special)
 
     def show(self, text: Ids, rng: np.random.Generator) -> tuple[Int64s, Int64s]:
         """Source and target of a sample."""
@@ -285,41 +285,6 @@ class PretrainingTask:
     def _load_rows(self, rows: _Rows, numbers: Sequence[int]) -> Batch:
         name = rows.framed.name
         return self._load({name: rows.texts}, (0, _VALIDATION), [Place(name, 0, number) for number in numbers])
-
-
-def make_noise(config: PretrainingConfig, tokenizer: Any, vocab_size: int) -> Noise:
-    """What the objective does to a text; raises `ConfigError` where the tokenizer has no tokens for it."""
-    objective, ratio = config.objective, config.mask_ratio
-    if objective in ("reconstruct", "unmasked"):
-        return Reconstruct()
-    mask: int | None = tokenizer.mask_token_id
-    if objective == "masked":
-        if mask is None:
-            raise ConfigError("--objective masked: the tokenizer has no mask token; give --objective unmasked")
-        words = np.setdiff1d(list(tokenizer.get_vocab().values()), tokenizer.all_special_ids).astype(np.int64)
-        return Masking(mask, words, ratio or 0.15, config.scored_positions == "masked")
-    if mask is not None:
-        ends = sentence_ends(tokenizer.get_vocab(), vocab_size) if config.permute_sentences else None
-        return Infilling(mask, ratio or 0.3, config.mean_span, ends)
-    sentinels = _sentinels(tokenizer.get_vocab())
-    if len(sentinels) < 2:
-        raise ConfigError(
-            "--objective denoise: the tokenizer has neither a mask token nor T5's sentinels <extra_id_0>, .. ; "
-            "give --objective reconstruct"
-        )
-    if config.permute_sentences:
-        raise ConfigError("--permute-sentences goes with infilling, and T5 has no mask token for it; leave it out")
-    return SpanCorruption(sentinels, ratio or 0.15, config.mean_span)
-
-
-def _sentinels(vocabulary: Mapping[str, int]) -> tuple[int, ...]:
-    names = (f"<extra_id_{number}>" for number in range(len(vocabulary)))
-    found = []
-    for name in names:
-        if name not in vocabulary:
-            break
-        found.append(vocabulary[name])
-    return tuple(found)
 
 
 def _tokens(config: PretrainingConfig, max_positions: int | None) -> int:

@@ -7,15 +7,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from cktk.data.batch_config import BatchingConfig
-from cktk.data.batching import Int64s
 from cktk.data.iterators import MicroBatches, PlannedBatches
 from cktk.data.mixture import MixturePlanner, Place, StoredCorpus
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import IGNORED, Batch, DecodingStart, Side, Template
+from cktk.tasks.batches import padded, shift_right
 from cktk.tasks.configs import SequenceConfig
 from cktk.tasks.pairs import Pair, PairCorpus, PairRows
 
@@ -96,17 +95,12 @@ class SequenceTask:
     def collate(self, pairs: Sequence[Pair], ids: Sequence[int]) -> Batch:
         """The batch of ``pairs``; ``ids`` are their positions in their split.
 
-        The decoder's input is transformers' ``shift_tokens_right`` of the padded labels: for BART the start token and
-        the labels but their last column, for mBART with each row's last label as its start token. A first position
-        that is dropped, and context that is given, stay in the decoder's input: they are not scored, no more.
+        A first position that is dropped, and context that is given, stay in the decoder's input: they are not scored,
+        no more.
         """
-        sources, attended = _padded([pair.source for pair in pairs], self.pad)
-        targets, scored = _padded([pair.target for pair in pairs], self.pad)
-        decoder = np.roll(targets, 1, axis=1)
-        if self._decoder_start is None:
-            decoder[:, 0] = targets[np.arange(len(pairs)), scored.sum(axis=1) - 1]
-        else:
-            decoder[:, 0] = self._decoder_start
+        sources, attended = padded([pair.source for pair in pairs], self.pad)
+        targets, scored = padded([pair.target for pair in pairs], self.pad)
+        decoder = shift_right(targets, scored, self._decoder_start)
         if self._drop_first:
             scored[:, 0] = False
         for row, pair in enumerate(pairs):
@@ -121,10 +115,13 @@ class SequenceTask:
     def iterator(
         self, split_name: str, batching: BatchingConfig, shuffle: bool, seed: int, rank: int = 0, world: int = 1
     ) -> PlannedBatches:
-        """The micro-batches of a split; without ``shuffle`` (validation) an epoch is all of the first corpus' split."""
+        """The micro-batches of a split; without ``shuffle`` (validation) an epoch is all that the first corpus with
+        that split has of it.
+        """
         if shuffle and len(self._corpora) > 1:
             return self._mixed(split_name, batching, seed, rank, world)
-        return self._batches(self.corpus, split_name, batching, shuffle, seed, rank, world)
+        corpus = next(map(self._corpora.__getitem__, self.corpora(split_name)), self.corpus)
+        return self._batches(corpus, split_name, batching, shuffle, seed, rank, world)
 
     def corpus_pass(
         self, corpus: str, split_name: str, batching: BatchingConfig, rank: int, world: int
@@ -202,12 +199,3 @@ class SequenceTask:
         first = dict(zip(rows, np.cumsum([0, *map(len, rows.values())]).tolist(), strict=False))
         pairs = [rows[place.corpus].pair(place.row) for place in places]
         return self.collate(pairs, [first[place.corpus] + place.row for place in places])
-
-
-def _padded(rows: Sequence[Int64s], pad: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:
-    """``rows`` below one another, filled up with ``pad``, and the mask of what is not filling: both (B, longest)."""
-    lengths = np.array([len(row) for row in rows])
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    ids = np.full(mask.shape, pad, np.int64)
-    ids[mask] = np.concatenate(rows)
-    return ids, mask
