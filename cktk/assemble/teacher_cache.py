@@ -18,6 +18,7 @@ from cktk.architectures.family import Family, family_of
 from cktk.architectures.fingerprint import model_fingerprint
 from cktk.architectures.layer_map import layer_pairs
 from cktk.architectures.loading import load_config
+from cktk.assemble.heads import check_answers, wanted_head
 from cktk.assemble.models import ModelLoader
 from cktk.assemble.recorded_teacher import row_settings
 from cktk.config.command import Settings
@@ -32,7 +33,7 @@ from cktk.distributed import world as distributed
 from cktk.distributed.world import World
 from cktk.engine.teacher import Autocast
 from cktk.errors import ConfigError, DataError
-from cktk.protocols import Adapter, Batch, ModelOutput, ModelShape, Side, SparseTargets, StateRequest
+from cktk.protocols import Adapter, Batch, ModelOutput, ModelShape, SentenceHead, Side, SparseTargets, StateRequest
 from cktk.registry import TASKS
 from cktk.tasks.base import FixedRows
 from cktk.utils.files import atomic_folder
@@ -80,11 +81,14 @@ class _Caching:
         self._data = DataFolder(config.data)
         self._shards = [shard for split in config.splits for shard in _shards(self._data, split)]
         family = family_of(load_config(config.teacher).model_type, config.teacher)
-        load = ModelLoader(family, self._data, config.allow_bin_weights)
+        head = wanted_head(settings, Corpora.of(self._data))
+        load = ModelLoader(family, self._data, config.allow_bin_weights, head)
         self._teacher = load("the teacher", config.teacher).requires_grad_(False)
+        _check_head(family, self._teacher, head)
         self._task = _fixed_task(settings, self._data, family, self._teacher)
         states = _states(settings.section(CachedStatesConfig), family.shape(self._teacher.config))
-        self._key = _key(settings, self._task, family, self._teacher, states)
+        answers = self._teacher.config.vocab_size if head is None else head.outputs
+        self._key = _key(settings, self._task, family, self._teacher, states, answers)
         self._adapter: Adapter = family.adapter(_moved(self._teacher, world))
         self._request = StateRequest(hidden=states, head=True)
         dtype = getattr(torch, config.precision)
@@ -183,6 +187,17 @@ class _Caching:
         return found
 
 
+def _check_head(family: Family, teacher: PreTrainedModel, head: SentenceHead | None) -> None:
+    """Raise `ConfigError` unless ``teacher`` gives a distribution over what ``head`` asks for, if it asks at all."""
+    if head is None:
+        return
+    if head.labels is None:
+        raise ConfigError(
+            "a teacher cache holds distributions, and the data asks for numbers (regression): train with --teacher"
+        )
+    check_answers(family, teacher.config, head, "the teacher", "; give a teacher that was fine-tuned on this data")
+
+
 def _moved(model: nn.Module, world: World) -> Any:
     return model.to(world.device)
 
@@ -229,17 +244,19 @@ def _key(
     family: Family,
     teacher: PreTrainedModel,
     states: dict[Side, tuple[int, ...]],
+    answers: int,
 ) -> CacheKey:
-    config, vocab_size = settings.section(TeacherCacheConfig), teacher.config.vocab_size
+    """What decides the content of the cache; ``answers`` are the teacher's, tokens or classes."""
+    config = settings.section(TeacherCacheConfig)
     sampled = config.samples is not None
-    if not sampled and config.k > vocab_size:
-        raise ConfigError(f"--top-k {config.k}: the teacher has {vocab_size} tokens; give no more than these")
+    if config.top_k is not None and config.top_k > answers:
+        raise ConfigError(f"--top-k {config.k}: the teacher has {answers} tokens or labels; give no more")
     return CacheKey(
         teacher=model_fingerprint(teacher),
-        vocab_size=vocab_size,
+        vocab_size=answers,
         width=family.shape(teacher.config).width,
         kind="sampled" if sampled else "top_k",
-        k=config.k,
+        k=config.k if sampled else min(config.k, answers),
         temperature=config.temperature,
         seed=config.seed if sampled else None,
         precision=config.precision,
