@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,16 @@ def student(
     batch_size: int | None = None,
     allow_bin_weights: bool = False,
     inputs: InputConfig | None = None,
-    **search: Any,
+    **options: Any,
 ) -> Translator:
     """A student ready to translate or summarise: ``student(path).translate(["Hello."])``.
 
-    ``path`` is a student folder, a checkpoint folder, a run directory or a hub name; ``search`` are the fields of
-    `SearchConfig` (``beam``, ``lenpen``, ...), ``inputs`` say what stands before each text. Raises `CheckpointError` if
-    there is no such model, or a damaged one.
+    ``path`` is a student folder, a checkpoint folder, a run directory or a hub name; ``options`` are the fields of
+    `SearchConfig` (``beam``, ``lenpen``, ...) and, without ``inputs``, of `InputConfig`: ``source_prompt`` and the
+    context of ``context_size`` sentences before each (texts are then the sentences of a document up to the next blank
+    one). Raises `CheckpointError` if there is no such model, or a damaged one.
     """
+    shown = {option.name: options.pop(option.name) for option in fields(InputConfig) if option.name in options}
     config = load_config(path)
     family = family_of(config.model_type, path)
     if "decoder" not in family.shape(config).sides:
@@ -74,7 +77,7 @@ def student(
     return Translator(
         model,
         load_tokenizer(path),
-        SearchConfig(**search),
+        SearchConfig(**options),
         layout=family.decoder_layout(model.config),
         decoder_start=family.decoder_start(model.config),
         source_lang=source_lang,
@@ -82,7 +85,7 @@ def student(
         max_source_positions=max_source_positions,
         max_tokens=max_tokens,
         batch_size=batch_size,
-        inputs=inputs,
+        inputs=inputs or InputConfig(**shown),
     )
 
 

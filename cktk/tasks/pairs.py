@@ -216,7 +216,7 @@ class PairCorpus:
         if self.context and DOCUMENT not in self.data.columns:
             raise DataError(
                 f"{self.data.path}: --context-size {self.context.size} needs to know the document of each row; "
-                "preprocess again with --document-column, or PREFIX.doc beside text files"
+                "preprocess again with --document-column NAME (beside text files: PREFIX.NAME)"
             )
 
     def rows(self, split_name: str) -> PairRows:

@@ -118,6 +118,17 @@ def test_each_corpus_is_validated_whole(corpora: Corpora) -> None:
         assert sorted(rows) == list(range(60 if "news" in name else 20))
 
 
+def test_a_split_that_one_corpus_has_alone_is_validated_on(tmp_path: Path, corpora: Corpora) -> None:
+    tiny = data_bin(tmp_path / "tiny", save_student(tmp_path / "small"), PAIRS)
+    both = {"news": corpora.first, "tiny": tiny}
+    for folder in both.values():
+        folder.fingerprint = corpora.first.fingerprint
+    task = task_of(Corpora(both))
+    assert task.corpora("test") == ["tiny"]
+    found = task.iterator("test", BatchingConfig(batch_size=9), False, 1).next_update(1)
+    assert found is not None and sorted(found[0].ids) == list(range(len(PAIRS)))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
