@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,13 +10,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cktk.architectures.family import family_of
+from cktk.architectures.vocabulary import Vocabulary
 
 
-def shared_rows(theirs: Mapping[str, int], ours: Mapping[str, int], size: int) -> Tensor:
-    """For each of ``size`` ids of our vocabulary the id of the same token in theirs, -1 where there is none."""
+def shared_rows(theirs: Vocabulary, ours: Vocabulary, size: int) -> Tensor:
+    """For each of ``size`` ids of our vocabulary the id of the same token in theirs, -1 where there is none.
+
+    Both have to know their tokens.
+    """
+    assert theirs.tokens and ours.tokens
+    known, wanted = theirs.tokens(), ours.tokens()
+    assert known is not None and wanted is not None
     rows = torch.full((size,), -1)
-    for token, index in ours.items():
-        rows[index] = theirs.get(token, -1)
+    for token, index in wanted.items():
+        rows[index] = known.get(token, -1)
     return rows
 
 

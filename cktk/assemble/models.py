@@ -10,12 +10,13 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from cktk.architectures.borrow_vocabulary import shared_rows, with_rows
 from cktk.architectures.family import Family, registered_family
 from cktk.architectures.fingerprint import model_fingerprint
 from cktk.architectures.initialise import initialise
 from cktk.architectures.loading import load_model, load_tokenizer
 from cktk.architectures.spec import StudentSpec
-from cktk.architectures.vocabulary import check_student, check_vocabularies, folder_vocabulary
+from cktk.architectures.vocabulary import Vocabulary, check_student, check_vocabularies, folder_vocabulary
 from cktk.assemble.heads import align_labels, answers_alike, name_labels, trunk, wanted_head, with_head
 from cktk.assemble.recorded_teacher import RecordedTeacher
 from cktk.config.command import Settings
@@ -81,15 +82,45 @@ class ModelLoader:
 
     def __call__(self, name: str, path: str | Path) -> PreTrainedModel:
         """The model that ``path`` means and messages call ``name``; raises `ConfigError` where it does not fit."""
-        data = self._data
+        model = self._open(name, path)
+        check_vocabularies(*self._vocabularies(name, path, model))
+        return model
+
+    def earlier(self, path: str | Path, size: int | None) -> PreTrainedModel:
+        """The model of --init-checkpoint, with a vocabulary of ``size`` ids (None: the data's).
+
+        Where its own vocabulary is another one its tokens are found by name.
+        """
+        name = "the --init-checkpoint"
+        model = self._open(name, path)
+        theirs, ours = self._vocabularies(name, path, model)
+        try:
+            check_vocabularies(theirs, ours)
+            if size in (None, model.config.vocab_size):
+                return model
+        except ConfigError:
+            if not (theirs.tokens and theirs.tokens() and ours.tokens and ours.tokens()):
+                raise
+        rows = shared_rows(theirs, ours, size or self._data.vocab_size)
+        logger.info(
+            "%s %s has another vocabulary: %d of %d tokens are found in it by name, the others start as its mean",
+            name, path, int((rows >= 0).sum()), len(rows),
+        )  # fmt: skip
+        return with_rows(model, rows)
+
+    def _open(self, name: str, path: str | Path) -> PreTrainedModel:
         model = load_model(path, allow_bin_weights=self._allow_bin_weights)
         self._family.check_type(model.config, name)
-        check_vocabularies(
+        align_labels(self._family, model, self._head, name)
+        return model
+
+    def _vocabularies(self, name: str, path: str | Path, model: PreTrainedModel) -> tuple[Vocabulary, Vocabulary]:
+        """The model's, and the data's."""
+        data = self._data
+        return (
             folder_vocabulary(f"{name} {path}", path, model.config.vocab_size),
             folder_vocabulary(f"the data {data.path}", data.tokenizer_path, data.vocab_size, data.fingerprint),
         )
-        align_labels(self._family, model, self._head, name)
-        return model
 
 
 def make_models(settings: Settings, data: Corpora, world: World, checkpoint: Checkpoint | None) -> Models:
@@ -112,8 +143,9 @@ def make_models(settings: Settings, data: Corpora, world: World, checkpoint: Che
         student = _resumed(family, load("the model to finetune,", weights), spec, weights, head)
     else:
         named = student_config.init_checkpoint
-        earlier = load("the --init-checkpoint", named) if named else None
-        student = _new_student(family, spec, student_config.max_positions, recorded or teacher or earlier, data)
+        base = recorded or teacher
+        earlier = load.earlier(named, base.config.vocab_size if base else None) if named else None
+        student = _new_student(family, spec, student_config.max_positions, base or earlier, data)
         sources = [None if model is None else trunk(family, model, head) for model in (teacher, earlier)]
         if spec.init == "pca":
             start = partial(_start_from_data, student, teacher, sources[0], world)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cktk_cli.preprocess import main as preprocess
 from tests.integration import toy
 
 START = ["--criterion", "kl_kd", "--dropout", "0", "--max-update", "1", "--lr", "1e-9", "--log-interval", "1"]
@@ -37,3 +38,20 @@ def test_pca_takes_the_same_sample_in_every_process(data: Path, teacher: Path, t
 def test_pca_needs_a_teacher(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = toy.error_of(capsys, *toy.flags(data, tmp_path / "run", *toy.SHAPE, "--max-update", "1", "--init", "pca"))
     assert "--init pca" in error and "--teacher" in error
+
+
+def test_an_earlier_student_may_have_another_vocabulary(data: Path, teacher: Path, tmp_path: Path) -> None:
+    """As mBART's students that were pretrained with the vocabulary of mBART-50: same tokens, other ids."""
+    larger = tmp_path / "larger"
+    flags = ["--source-lang", "en", "--target-lang", "fr", "--train-tokenizer", "unigram", "--vocab-size", "360"]
+    prefixes = [f"--{split}-prefix={data.parent / split}" for split in ("train", "valid")]
+    assert preprocess([*prefixes, *flags, "--dest-dir", str(larger)]) == 0
+    shape = ["--width", "16", "--encoder-layers", "2", "--decoder-layers", "2", "--ffn-width", "32", "--heads", "2"]
+    limits = ["--max-update", "20", "--max-positions", "64"]
+    earlier = toy.run_training(larger, tmp_path / "earlier", *shape, *limits)
+    common = ["--teacher", str(teacher), *shape, "--criterion", "cross_entropy", "--max-update", "1", "--lr", "1e-9"]
+    losses = []
+    for start in (["--init", "random"], ["--init", "checkpoint", "--init-checkpoint", str(earlier)]):
+        run = toy.run_training(data, tmp_path / start[1], *common, *start, "--log-interval", "1", "--dropout", "0")
+        losses.append(toy.log(run)[0]["ce"])
+    assert losses[1] < 0.9 * losses[0]

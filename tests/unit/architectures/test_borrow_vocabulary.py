@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from cktk.architectures.borrow_vocabulary import shared_rows, with_rows
+from cktk.architectures.vocabulary import Vocabulary
 from tests.unit.architectures.encoders import KINDS as ENCODERS
 from tests.unit.architectures.encoders import make_encoder
 from tests.unit.architectures.models import T5_KINDS, make_model
 
 
 def test_shared_rows() -> None:
-    rows = shared_rows({"<s>": 0, "a": 1, "b": 2}, {"<s>": 0, "b": 1, "c": 2}, 4)
+    theirs = Vocabulary("theirs", 3, tokens=lambda: {"<s>": 0, "a": 1, "b": 2})
+    ours = Vocabulary("ours", 3, tokens=lambda: {"<s>": 0, "b": 1, "c": 2})
+    rows = shared_rows(theirs, ours, 4)
     assert rows.tolist() == [0, 2, -1, -1]
 
 
