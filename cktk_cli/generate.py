@@ -35,11 +35,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def generate(settings: Settings) -> None:
     """Generate, write, and report on stderr; a score goes to stdout if the outputs went to a file."""
+    new = settings.section(NewTargetsConfig).dest_dir is not None
     if settings.component("task")[0] == "glue":
+        if new:
+            raise ConfigError("--dest-dir takes outputs as targets, and --task glue has labels; leave it out")
         from cktk_cli.glue import predict
 
         predict(settings)
-    elif settings.section(NewTargetsConfig).dest_dir is not None:
+    elif new:
         _write_targets(settings)
     else:
         _write_lines(settings)

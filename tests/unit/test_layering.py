@@ -24,7 +24,18 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cktk_cli",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
-HEAVY = ("torch", "transformers", "datasets", "sentencepiece", "tokenizers", "pyarrow", "sacrebleu", "numpy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "datasets",
+    "sentencepiece",
+    "tokenizers",
+    "pyarrow",
+    "sacrebleu",
+    "rouge_score",
+    "nltk",
+    "numpy",
+)
 
 
 def modules() -> dict[str, Path]:
@@ -51,6 +62,7 @@ CONFIG_MODULES = [
         "plan_config",
         "mixture_config",
         "pretraining_config",
+        "rewrite_config",
         "presets",
         "registry",
         "plugins",
