@@ -68,9 +68,9 @@ def naive(model: Any, source: Any, config: SearchConfig, start: int) -> Found:
 @pytest.mark.parametrize("kind", ["bart", "flan"])
 @pytest.mark.parametrize(("beam", "groups"), [(4, 2), (3, 3), (4, 4)])
 def test_equals_the_naive_search(kind: str, beam: int, groups: int) -> None:
-    model = tiny(kind, groups, eos_bias=1.5, **({"forced_eos_token_id": None} if kind == "bart" else {}))
+    model = tiny(kind, groups, eos_bias=3.0, **({"forced_eos_token_id": None} if kind == "bart" else {}))
     config = SearchConfig(
-        beam=beam, nbest=beam, diverse_beam_groups=groups, diverse_beam_strength=0.7, lenpen=0.8, max_len_b=6
+        beam=beam, nbest=beam, diverse_beam_groups=groups, diverse_beam_strength=0.7, lenpen=0.8, max_len_b=9
     )
     sources = random_sources(groups, 4)
     found = beam_search(model, config).generate(sources)

@@ -122,17 +122,17 @@ def test_equals_the_naive_sampler(kind: str, choice: dict[str, Any]) -> None:
 
 
 def test_neither_batch_nor_order_nor_number_of_draws_changes_a_sample() -> None:
-    model, sources = tiny("bart", 4), random_sources(4, 7, longest=20)
+    model, sources = tiny("bart", 4, eos_bias=6.0), random_sources(4, 7, longest=20)  # so that sentences leave early
     prefixes = [None, [5], [9, 8], [], [4, 2, 6], [11, 12], None]
     many = beam_search(model, sampled(nbest=4, max_len_b=12, temperature=2.0))
     together = many.generate(sources, prefixes=prefixes)
     one = beam_search(model, sampled(max_len_b=12, temperature=2.0))
-    for row in (3, 0, 6, 2):
+    for row in range(7):
         (alone,) = many.generate([sources[row]], prefixes=[prefixes[row]])
         assert [h.tokens for h in alone] == [h.tokens for h in together[row]]
         (first,) = one.generate([sources[row]], prefixes=[prefixes[row]])
         assert first[0].tokens in {h.tokens for h in together[row]}
-    assert len({h.tokens for found in together for h in found}) > 20
+    assert len({max(len(h.tokens) for h in found) for found in together}) > 3
 
 
 def test_the_seed_decides() -> None:
