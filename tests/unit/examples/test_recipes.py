@@ -4,18 +4,54 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from transformers import BartConfig, BertConfig, MBartConfig, T5Config
 
+from cktk.architectures.family import registered_family
+from cktk.architectures.spec import StudentSpec
 from cktk.config.options import options_of
+from cktk.config.yaml_file import read_run_file
 from cktk.errors import ConfigError
 from cktk_cli.train import command
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
-#: Run files are for cktk-train. One for another command would get its row here.
-RECIPES = sorted(EXAMPLES.rglob("*.yaml"))
-#: What a run file for others to build on may leave open.
+#: Run files are for cktk-train. What others build on names no folder to save to.
+RECIPES = sorted(
+    path
+    for path in EXAMPLES.rglob("*.yaml")
+    if "work" not in path.relative_to(EXAMPLES).parts and "save_dir" in read_run_file(path)
+)
 ALWAYS = ["--max-update", "1"]
+
+
+def encoder(**sizes: Any) -> Any:
+    return BertConfig(architectures=["BertForMaskedLM"], **sizes)
+
+
+def untied_t5(**sizes: Any) -> Any:
+    """Loaded, it has a head of its own; a configuration alone is tied in transformers 5."""
+    config = T5Config(feed_forward_proj="gated-gelu", **sizes)
+    config.tie_word_embeddings = False
+    return config
+
+
+#: Configurations of the models that recipes name, as their publishers have them.
+PUBLISHED: dict[str, Any] = {
+    "facebook/bart-large": BartConfig(),
+    "facebook/bart-large-cnn": BartConfig(vocab_size=50_264),
+    "facebook/bart-large-xsum": BartConfig(vocab_size=50_264),
+    "facebook/mbart-large-en-ro": MBartConfig(vocab_size=250_027, scale_embedding=True),
+    "facebook/mbart-large-50": MBartConfig(vocab_size=250_054, scale_embedding=True),
+    "google/flan-t5-base": untied_t5(d_model=768, d_ff=2048, num_layers=12, num_heads=12),
+    "google/flan-t5-large": untied_t5(d_model=1024, d_ff=2816, num_layers=24, num_heads=16),
+    "google/flan-t5-xl": untied_t5(d_model=2048, d_ff=5120, num_layers=24, num_heads=32),
+    "google-bert/bert-base-uncased": encoder(),
+}
+#: Models that recipes make, and of which kind they are.
+PUBLISHED["work/teacher"] = PUBLISHED["facebook/mbart-large-50"]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: str(path.relative_to(EXAMPLES)))
@@ -27,9 +63,45 @@ def test_every_run_file_parses(path: Path) -> None:
         settings.component(component.flag)
 
 
+def models_of(path: Path) -> tuple[Any, Any]:
+    """Family and configuration of the student that a recipe makes, at full size."""
+    settings = command().parse(["--config", str(path), *ALWAYS])
+    arch, config = settings.component("arch")
+    base = settings.values["teacher"] or settings.values["finetune_from_model"] or config.init_checkpoint
+    if base not in PUBLISHED:  # fine-tuned from what another recipe made of a published model
+        base = {"bert": "google-bert/bert-base-uncased"}[arch]
+    family = registered_family(arch)
+    return family, family.student_config(PUBLISHED[base], StudentSpec.of(config))
+
+
+FAMILIES = ("bart", "mbart", "flan", "bert", "internal")
+_COUNTS: dict[tuple[str, str], int] = {}
+PAPER = [
+    path for path in RECIPES if (path.parent / "run.sh").exists() and path.parent.name.partition("_")[0] in FAMILIES
+]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_models_of_full_size_are_built(path: Path) -> None:
+    """On the meta device; their sizes are those of the students that the paper names."""
+    family, config = models_of(path)
+    settings = command().parse(["--config", str(path), *ALWAYS])
+    key = family.model_type, repr(config.to_dict())
+    if key not in _COUNTS:
+        with torch.device("meta"):
+            model = family.build(config)
+        assert all(parameter.is_meta for parameter in model.parameters())
+        _COUNTS[key] = model.num_parameters()
+    layers, _, width = path.stem.removeprefix("distilbart_").removeprefix("distil_").partition("_")[0].partition("x")
+    if layers.isdecimal():
+        shape = family.shape(config)
+        assert sum(side.layers for side in shape.sides.values()) == int(layers) and shape.width == int(width)
+    assert settings.values["save_dir"].startswith("work/")
+
+
 def test_there_are_run_files() -> None:
     names = {path.name for path in RECIPES}
-    assert {"base.yaml", "teacher.yaml", "kl_kd.yaml", "linear_kd.yaml", "cka_kd.yaml", "demo.yaml"} <= names
+    assert {"teacher.yaml", "kl_kd.yaml", "linear_kd.yaml", "cka_kd.yaml", "demo.yaml"} <= names
 
 
 def test_a_misspelt_key_would_be_seen(tmp_path: Path) -> None:
