@@ -241,7 +241,7 @@ def _resumed(
     # Modules read the configuration's dropout when they are made.
     rebuilt = family.student(student.config, StudentSpec(dropout=spec.dropout, head=spec.head, labels=spec.labels))
     if type(rebuilt) is not type(student) or not same_head:
-        logger.info("the head of %s is left behind: the student's is new", path)
+        logger.info("the student has a new head: %s has none that fits", path)
         initialise(rebuilt, "checkpoint", checkpoint=trunk(family, student, head))
         return rebuilt
     rebuilt.load_state_dict(student.state_dict())
