@@ -151,6 +151,21 @@ def test_given_context_begins_the_search(folder: Path) -> None:
     assert shown.counts.sentences == 2
 
 
+@pytest.mark.parametrize("beam", [1, 2])
+def test_the_shortest_output_counts_without_context(tmp_path: Path, beam: int) -> None:
+    """A student that would end at once writes its three words behind context of five as well."""
+    path = save_student(tmp_path / "hasty")
+    hasty = student(path, device="cpu", beam=beam, min_len=3, max_len_b=6)
+    hasty.model.final_logits_bias[0, 2] = 50.0
+    start = hasty.start
+    for context in (0, 5):
+        (found,) = hasty._search.generate(
+            [[0, 5, 6, 2]], prefixes=[[0, 4, 5, 6, 7][:context] or None], context=[context],
+            forced_bos=start.forced_bos, decoder_start=start.token,
+        )  # fmt: skip
+        assert len(found[0].tokens) == context + 3 + 1
+
+
 def test_what_cannot_be_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="tokens of --source-prompt"):
         long = InputConfig(source_prompt="a b c d ")
