@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cktk.config.command import Command, Component, Settings
+from cktk.config.command import Command, Settings
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.cache_config import CachedStatesConfig, TeacherCacheConfig
 from cktk.distributed.launch import end_with_launcher, launch, under_torchrun
@@ -13,17 +13,18 @@ from cktk.plugins import load_plugins
 from cktk.registry import TASKS
 from cktk_cli.progress import SentenceBar
 from cktk_cli.run import run_command
+from cktk_cli.task import task_component
 
 
-def command() -> Command:
-    """The flags of ``cktk-cache-teacher``."""
+def command(argv: Sequence[str] | None = None) -> Command:
+    """The flags of ``cktk-cache-teacher`` called with ``argv`` (default: the process's arguments)."""
     return Command(
         prog="cktk-cache-teacher",
         description="Write down a teacher's probabilities (and hidden states) for every row of a data folder; "
         "cktk-train --teacher-cache trains from them with no teacher in memory. Started again with the same flags, an "
         "interrupted cache is finished.",
         sections=[TeacherCacheConfig, CachedStatesConfig, BatchingConfig],
-        components=[Component("task", TASKS, "translation", "what rows are shown as; the same as in training")],
+        components=[task_component(argv, TASKS)],
         load_plugins=load_plugins,
     )
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         cache_teacher(settings, SentenceBar)
 
-    return run_command(command(), work, arguments) or exit_code
+    return run_command(command(arguments), work, arguments) or exit_code
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from cktk.config.options import Raw
 from cktk.data.context_config import InputConfig
 from cktk.errors import CktkError, ConfigError
 from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
-from cktk.registry import EVALUATIONS
+from cktk.registry import EVALUATIONS, Registry
 from cktk.utils.files import read_json
 
 #: The settings of a model that generates.
@@ -22,31 +22,33 @@ MODEL_SECTIONS = (SearchConfig, SearchBatchConfig, ModelConfig, InputConfig)
 _MANIFEST = "manifest.json"
 
 
-def task_component(argv: Sequence[str] | None) -> Component:
+def task_component(argv: Sequence[str] | None, registry: Registry = EVALUATIONS) -> Component:
     """``--task``; by default what the data folder says that is named by run file or command line ``argv``."""
 
     def of_data(given: Mapping[str, Raw]) -> str | None:
-        named = given.get("data_bin")
-        for path in (named, *(sys.argv[1:] if argv is None else argv)):
-            if isinstance(path, str) and (Path(path) / _MANIFEST).is_file():
-                return _task_of(Path(path))
+        written = [given.get(name) for name in ("data_bin", "data")]
+        named = [path for value in written for path in (value if isinstance(value, list) else [value]) if path]
+        for argument in (*named, *(sys.argv[1:] if argv is None else argv)):
+            path = Path(argument.partition(",")[0])  # several folders are of one kind
+            if (path / _MANIFEST).is_file():
+                return _task_of(path, registry)
         return None
 
     return Component(
         "task",
-        EVALUATIONS,
+        registry,
         default="translation",
-        help="what the data folder is for (default: what it was preprocessed for)",
+        help="what to do with the data folder (default: what it was preprocessed for)",
         infer=of_data,
     )
 
 
-def _task_of(folder: Path) -> str | None:
+def _task_of(folder: Path, registry: Registry) -> str | None:
     try:
         found = read_json(folder / _MANIFEST).get("task")
     except (CktkError, AttributeError):
         return None  # opening the folder will say what is wrong with it
-    return found if found in EVALUATIONS.names() else None
+    return found if found in registry.names() else None
 
 
 def open_split(settings: Settings, path: str, data_bin: str) -> Any:

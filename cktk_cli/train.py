@@ -14,17 +14,18 @@ from cktk.engine.configs import CheckpointConfig, ModelsConfig, RunConfig, Updat
 from cktk.plugins import load_plugins
 from cktk.registry import ARCHITECTURES, CRITERIA, LR_SCHEDULERS, OPTIMIZERS, TASKS
 from cktk_cli.run import run_command
+from cktk_cli.task import task_component
 
 
-def command() -> Command:
-    """The flags of ``cktk-train``."""
+def command(argv: Sequence[str] | None = None) -> Command:
+    """The flags of ``cktk-train`` called with ``argv`` (default: the process's arguments)."""
     return Command(
         prog="cktk-train",
         description="Distil a student from a teacher, or train a model from scratch. "
         "Started again with the same flags, an interrupted run continues exactly.",
         sections=[ModelsConfig, RunConfig, BatchingConfig, UpdateConfig, ValidationConfig, CheckpointConfig],
         components=[
-            Component("task", TASKS, "translation", "what to train for"),
+            task_component(argv, TASKS),
             Component("arch", ARCHITECTURES, "bart", "family of the student", presets=STUDENTS),
             Component("criterion", CRITERIA, "cross_entropy", "loss"),
             Component("optimizer", OPTIMIZERS, "adamw", "optimizer"),
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         train(settings)
 
-    return run_command(command(), work, arguments) or exit_code
+    return run_command(command(arguments), work, arguments) or exit_code
 
 
 if __name__ == "__main__":
