@@ -57,31 +57,39 @@ class StateRequest:
     """Which states of one model a forward pass has to keep.
 
     ``hidden`` lists the ``hidden_states`` indices per side; ``head`` asks for the states that feed the output head;
-    ``attention`` lists the layers, from 1, whose projections of that kind are kept.
+    ``attention`` lists the layers, from 1, whose projections of that kind are kept. ``first`` is as ``hidden``, but of
+    each sentence only the first position that counts is kept.
     """
 
     hidden: Mapping[Side, tuple[int, ...]] = field(default_factory=dict)
     head: bool = False
     attention: Mapping[AttentionKind, tuple[int, ...]] = field(default_factory=dict)
+    first: Mapping[Side, tuple[int, ...]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return self.head or any(self.hidden.values()) or any(self.attention.values())
+        return self.head or any(any(wanted.values()) for wanted in (self.hidden, self.attention, self.first))
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a criterion wants to see; the engine captures this and nothing else."""
+    """What a criterion wants to see; the engine captures this and nothing else.
+
+    Of ``first`` it wants only the first position of each sentence that counts (``[CLS]`` of an encoder).
+    """
 
     pairs: tuple[LayerPair, ...] = ()
     student_head: bool = True
     teacher_head: bool = False
     attention: tuple[AttentionPair, ...] = ()
+    first: tuple[LayerPair, ...] = ()
 
     def request(self, model: Literal["student", "teacher"], head: bool) -> StateRequest:
         """The states of ``model`` that the pairs name, with the head's input where ``head`` is set."""
         hidden: dict[Side, set[int]] = {}
-        for pair in self.pairs:
-            hidden.setdefault(pair.side, set()).add(getattr(pair, model))
+        first: dict[Side, set[int]] = {}
+        for wanted, pairs in ((hidden, self.pairs), (first, self.first)):
+            for pair in pairs:
+                wanted.setdefault(pair.side, set()).add(getattr(pair, model))
         attention: dict[AttentionKind, set[int]] = {}
         for block in self.attention:
             attention.setdefault(block.kind, set()).add(getattr(block, model))
@@ -89,6 +97,7 @@ class Needs:
             hidden={side: tuple(sorted(layers)) for side, layers in hidden.items()},
             head=head,
             attention={kind: tuple(sorted(layers)) for kind, layers in attention.items()},
+            first={side: tuple(sorted(layers)) for side, layers in first.items()},
         )
 
 
@@ -178,12 +187,14 @@ class ModelOutput:
 
     ``hidden[side, i]`` is (N_side, d); ``head_input`` is (N_decoder, d), the states as they enter the output head;
     ``attention[kind, layer]`` are the projections of a block. ``targets`` stand in for a teacher's head and its input.
+    ``first[side, i]`` (B', d) are the rows of ``hidden[side, i]`` that come first in their sentences.
     """
 
     hidden: dict[tuple[Side, int], Tensor]
     head_input: Tensor | None = None
     attention: dict[tuple[AttentionKind, int], AttentionStates] = field(default_factory=dict)
     targets: SparseTargets | None = None
+    first: dict[tuple[Side, int], Tensor] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
@@ -211,6 +222,7 @@ class ModelOutput:
             head_input=None if self.head_input is None else changed(self.head_input),
             attention={key: _changed_fields(block, changed) for key, block in self.attention.items()},
             targets=None if self.targets is None else _changed_fields(self.targets, changed),
+            first={key: changed(state) for key, state in self.first.items()},
         )
 
 

@@ -92,6 +92,7 @@ CRITERIA = Registry(
         "procrustes_kd": ("cktk.criteria.configs:ProcrustesKdConfig", "cktk.criteria.compose:procrustes_kd"),
         "gram_kd": ("cktk.criteria.configs:GramKdConfig", "cktk.criteria.compose:gram_kd"),
         "attention_kd": ("cktk.criteria.configs:AttentionKdConfig", "cktk.criteria.compose:attention_kd"),
+        "internal_kd": ("cktk.criteria.configs:InternalKdConfig", "cktk.criteria.internal:internal_kd"),
     },
 )
 

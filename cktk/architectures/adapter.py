@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cktk.architectures.capture import captured_projections, captured_states, pack
+from cktk.architectures.capture import captured_projections, captured_states, first_only, pack
 from cktk.errors import ConfigError
 from cktk.protocols import AttentionKind, AttentionStates, Batch, HeadParams, ModelOutput, Side, StateRequest
 
@@ -56,8 +56,9 @@ class Seq2SeqAdapter:
         """Run the model on ``batch`` as far as ``request`` needs.
 
         ``hidden[side, i]`` (N_side, d) equals transformers' ``hidden_states[i]`` of that side at ``batch.rows(side)``
-        in row-major order; the last one follows the final norm where there is one. ``attention[kind, layer]`` are
-        projections of layer ``layer``, counted from 1, as `AttentionStates`. The decoder is skipped when all that is
+        in row-major order; the last one follows the final norm where there is one. ``first[side, i]`` are its first
+        rows of sentences. ``attention[kind, layer]`` are projections of layer ``layer``, counted from 1, as
+        `AttentionStates`. The decoder is skipped when all that is
         asked for is of the encoder. Raises `ConfigError` for states of layers that LayerDrop may skip.
         """
         output = ModelOutput(hidden={})
@@ -78,13 +79,12 @@ class Seq2SeqAdapter:
     def _run_sides(self, batch: Batch, request: StateRequest, output: ModelOutput) -> None:
         """Run encoder and decoder as far as needed, and put the hidden states into ``output``."""
         inputs = batch.inputs
-        encoder_layers = request.hidden.get("encoder", ())
+        encoder_layers = _states_of("encoder", request)
         encoder_inputs = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
         memory, states = self._run("encoder", encoder_layers, encoder_inputs)
-        packed = pack(states, batch.rows("encoder"))
-        output.hidden.update({("encoder", layer): packed[layer] for layer in encoder_layers})
+        _put("encoder", states, batch, request, output)
 
-        decoder_layers = request.hidden.get("decoder", ())
+        decoder_layers = _states_of("decoder", request)
         attended = request.attention.get("decoder") or request.attention.get("cross")
         if not decoder_layers and not request.head and not attended:
             return
@@ -96,9 +96,10 @@ class Seq2SeqAdapter:
         }
         last = len(self._layers("decoder"))
         _, states = self._run("decoder", {*decoder_layers, *([last] if request.head else [])}, decoder_inputs)
-        packed = pack(states, batch.rows("decoder"))
-        output.hidden.update({("decoder", layer): packed[layer] for layer in decoder_layers})
-        output.head_input = packed[last] if request.head else None
+        _put("decoder", states, batch, request, output)
+        if request.head:  # one tensor with the last state, where that is wanted too
+            known = output.hidden.get(("decoder", last))
+            output.head_input = pack({last: states[last]}, batch.rows("decoder"))[last] if known is None else known
 
     def _captured_attention(self, kind: AttentionKind, layers: tuple[int, ...]) -> Any:
         side = _SIDES[kind]
@@ -144,6 +145,21 @@ class Seq2SeqAdapter:
     def head(self) -> HeadParams:
         """The output head: the weight (V, d), tied to the embedding as a rule, and ``final_logits_bias`` (V)."""
         return HeadParams(weight=self.model.get_output_embeddings().weight, bias=self.model.final_logits_bias[0])
+
+
+def _states_of(side: Side, request: StateRequest) -> set[int]:
+    return {*request.hidden.get(side, ()), *request.first.get(side, ())}
+
+
+def _put(side: Side, states: dict[int, Tensor], batch: Batch, request: StateRequest, output: ModelOutput) -> None:
+    """Put what ``request`` asks of the ``states`` (B, L, d) of one side into ``output``."""
+    rows = batch.rows(side)
+    for found, layers, mask in (
+        (output.hidden, request.hidden.get(side, ()), rows),
+        (output.first, request.first.get(side, ()), first_only(rows)),
+    ):
+        packed = pack({layer: states[layer] for layer in layers}, mask)
+        found.update({(side, layer): packed[layer] for layer in layers})
 
 
 def _refuse_layerdrop(stack: Any) -> None:

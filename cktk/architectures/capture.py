@@ -69,6 +69,11 @@ def captured_projections(
         yield captured
 
 
+def first_only(rows: Tensor) -> Tensor:
+    """The mask (B, L) that keeps of each row of the mask ``rows`` (B, L) the first position where it holds."""
+    return rows & (rows.cumsum(1) == 1)
+
+
 def pack(states: dict[int, Tensor], rows: Tensor) -> dict[int, Tensor]:
     """Of states (B, L, d) the rows where the mask ``rows`` (B, L) holds: (N, d) each, found once for all of them."""
     index = rows.flatten().nonzero().squeeze(1)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cktk.architectures.adapter import Layout
-from cktk.architectures.capture import captured_projections, captured_states, pack
+from cktk.architectures.capture import captured_projections, captured_states, first_only, pack
 from cktk.errors import ConfigError
 from cktk.protocols import AttentionStates, Batch, HeadParams, ModelOutput, StateRequest
 
@@ -53,26 +53,31 @@ class EncoderAdapter:
         """Run the model on ``batch`` as far as ``request`` needs.
 
         ``hidden["encoder", i]`` (N_encoder, d) equals transformers' ``hidden_states[i]`` at ``batch.rows("encoder")``
-        in row-major order; ``attention["encoder", i]`` are the projections of layer i, counted from 1. ``head_input``
-        are the rows of ``batch.rows("decoder")`` as they enter the last linear: positions for masked language models,
-        sentences for classifiers. Raises `ConfigError` where a head is asked of a model without one.
+        in row-major order, and ``first["encoder", i]`` its first rows of sentences; ``attention["encoder", i]`` are
+        the projections of layer i, counted from 1. ``head_input`` are the rows of ``batch.rows("decoder")`` as they
+        enter the last linear: positions for masked language models, sentences for classifiers. Raises `ConfigError`
+        where a head is asked of a model without one.
         """
         output = ModelOutput(hidden={})
         if not request:
             return output
-        if request.hidden.get("decoder") or request.attention.get("decoder") or request.attention.get("cross"):
+        sides = (request.hidden, request.first, request.attention)
+        if any(asked.get("decoder") for asked in sides) or request.attention.get("cross"):
             raise ValueError("states of a decoder asked of a model that has none")
         layout, base = self._layout, self.model.base_model
         layers = base.get_submodule(layout.layers)
         wanted, attended = request.hidden.get("encoder", ()), request.attention.get("encoder", ())
+        leading = request.first.get("encoder", ())
         with (
-            captured_states(layers, wanted) as states,
+            captured_states(layers, {*wanted, *leading}) as states,
             captured_projections(layers, attended, layout.blocks["encoder"], layout.projections) as blocks,
         ):
             last: Tensor = base(**encoder_inputs(self.model.config, batch.inputs)).last_hidden_state
         rows = batch.rows("encoder")
-        packed = pack(states, rows)
+        packed = pack({layer: states[layer] for layer in wanted}, rows)
         output.hidden.update({("encoder", layer): packed[layer] for layer in wanted})
+        packed = pack({layer: states[layer] for layer in leading}, first_only(rows))
+        output.first.update({("encoder", layer): packed[layer] for layer in leading})
         for layer, (block, projections) in blocks.items():
             output.attention["encoder", layer] = self._attention_states(block, projections, rows)
         if request.head:

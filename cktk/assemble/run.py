@@ -9,8 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from cktk.architectures.loading import write_model
+from cktk.assemble.describe import describe_matching
 from cktk.assemble.models import Models, freeze, make_models
-from cktk.assemble.objective import describe_matching, make_schedule, make_step, make_updater
+from cktk.assemble.objective import make_schedule, make_stages, make_step, make_updater
 from cktk.assemble.recorded_teacher import RecordedTeacher
 from cktk.config.command import Settings
 from cktk.data.batch_config import BatchingConfig
@@ -105,7 +106,7 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
     step, teacher = make_step(settings, models, world)
     for line in (*models.describe(), *task.describe()):
         logger.info("%s", line)
-    freeze(models.family, models.student, updates, head=step.train_criterion.needs().student_head)
+    freeze(models.family, models.student, updates, head=step.all_needs().student_head)
     updater = make_updater(settings, step, teacher, world)
     validator = _validator(settings, task, models, step, teacher, world)
     parts = Parts(
@@ -117,6 +118,7 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
         save_student=partial(write_model, models.student, models.tokenizer),
         average=WeightAverage(step.student, updates.ema_decay) if updates.store_ema else None,
         world=world,
+        stages=make_stages(models, step),
     )
     trainer = Trainer(parts, updates, settings.section(CheckpointConfig), validation)
     if checkpoint:
@@ -171,7 +173,7 @@ def _validator(
         return None
     scorer = task.scorer(models.student, models.tokenizer, config.valid_subset, world, batching.token_budget)
     if isinstance(models.teacher, RecordedTeacher):
-        teacher = models.teacher.on_split(config.valid_subset, step.train_criterion.needs())
+        teacher = models.teacher.on_split(config.valid_subset, step.all_needs())
     passes = {name: partial(_one_pass, start) for name, start in _passes(settings, task, world).items()}
     validator = Validator(step, teacher, passes, world, scorer, getattr(task, "validation_sums", {}))
     # What is wrong with the split or the metric is told now and not at the end of the first epoch.

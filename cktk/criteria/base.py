@@ -18,13 +18,20 @@ AllReduce = Callable[[Tensor], Tensor]
 class HiddenLoss(nn.Module, ABC):
     """A loss between matched states. A module, so that projectors are trained, moved and saved with it.
 
-    ``pairs`` are the hidden states that it looks at, ``attention`` the attention blocks.
+    ``pairs`` are the hidden states that it looks at, ``attention`` the attention blocks, and ``first`` the states of
+    which it looks at the first position of each sentence only.
     """
 
-    def __init__(self, pairs: tuple[LayerPair, ...] = (), attention: tuple[AttentionPair, ...] = ()) -> None:
+    def __init__(
+        self,
+        pairs: tuple[LayerPair, ...] = (),
+        attention: tuple[AttentionPair, ...] = (),
+        first: tuple[LayerPair, ...] = (),
+    ) -> None:
         super().__init__()
         self.pairs = pairs
         self.attention = attention
+        self.first = first
 
     @abstractmethod
     def terms(self, student: ModelOutput, teacher: ModelOutput) -> list[Term]:

@@ -70,6 +70,7 @@ class Criterion(nn.Module):
             student_head=self.options.ce_weight > 0 or self.options.kl_weight > 0,
             teacher_head=self.options.kl_weight > 0,
             attention=self.attention.attention if self.attention else (),
+            first=self.hidden.first if self.hidden else (),
         )
 
     @property
@@ -180,7 +181,13 @@ def kl_kd(config: KlKdConfig, matching: Matching) -> Criterion:
 
     ``matching`` says which of the two.
     """
-    options = HeadLossOptions(
+    options = head_options(config)
+    return Criterion(options, dense=config.head_loss == "dense", regression=matching.regression)
+
+
+def head_options(config: KlKdConfig) -> HeadLossOptions:
+    """The options of the head loss that ``config`` asks for."""
+    return HeadLossOptions(
         ce_weight=config.ce_weight,
         kl_weight=config.kl_weight,
         temperature=config.temperature,
@@ -190,7 +197,6 @@ def kl_kd(config: KlKdConfig, matching: Matching) -> Criterion:
         skew=config.skew,
         top_k=config.teacher_top_k,
     )
-    return Criterion(options, dense=config.head_loss == "dense", regression=matching.regression)
 
 
 def attention_kd(config: AttentionKdConfig, matching: Matching) -> Criterion:

@@ -55,8 +55,8 @@ class KlKdConfig(CrossEntropyConfig):
 
 
 @dataclass(frozen=True)
-class MatchingConfig(KlKdConfig):
-    """Matching of layers beside gold labels and the teacher's distribution"""
+class LayerMapConfig(KlKdConfig):
+    """Layers paired beside gold labels and the teacher's distribution"""
 
     layer_map: str = option(
         "uniform",
@@ -64,6 +64,12 @@ class MatchingConfig(KlKdConfig):
         help="student layers and their teacher layers: uniform; skip:K = j with jK; last:K and first:K = the last or "
         'first K of both; or pairs "1:4,2:8" (student:teacher), also by side: "encoder=1:4,2:8;decoder=1:6"',
     )
+
+
+@dataclass(frozen=True)
+class MatchingConfig(LayerMapConfig):
+    """Matching of layers beside gold labels and the teacher's distribution"""
+
     attention_match: tuple[AttentionMatch, ...] = option(
         (),
         help="what to match of attention blocks, any of: scores (MSE before the softmax, as TinyBERT), probabilities "
@@ -88,6 +94,68 @@ class AttentionKdConfig(MatchingConfig):
     def __post_init__(self) -> None:
         if not self.attention_match:
             raise ConfigError("--criterion attention_kd has nothing to match; give --attention-match, e.g. values")
+
+
+@dataclass(frozen=True)
+class InternalKdConfig(LayerMapConfig):
+    """internal_kd: attention and first positions ([CLS]) matched layer by layer, in stages, then the output head"""
+
+    procedure: Literal["all", "progressive", "stacked"] = option(
+        "all",
+        help="all = all layers and the head at once; progressive = one layer after the other from the bottom, then the "
+        "head; stacked = likewise, but layers that were left stay matched until the head's turn",
+    )
+    attention_weight: float = option(
+        1.0,
+        minimum=0.0,
+        help="weight of KL(teacher || student) of attention; extensions of cktk: encoder-decoders (self-attention of "
+        "both and cross-attention), and the mean over heads where their numbers differ",
+    )
+    cls_weight: float = option(
+        1.0,
+        minimum=0.0,
+        help="weight of 1 - cosine of each sentence's first position ([CLS]); extensions of cktk: the first scored "
+        "position of decoders, and 1 - CKA over these positions where widths differ",
+    )
+    stage_epochs: tuple[int, ...] = option(
+        (),
+        minimum=1,
+        help="epochs after which a layer is left: one number for all layers, or a list (default: no limit)",
+    )
+    cosine_threshold: float = option(
+        0.0,
+        minimum=0.0,
+        maximum=1.0,
+        help="a layer is also left after an epoch whose mean training loss of its first positions is below this; "
+        "0: never",
+    )
+    keep_internal_at_end: bool = option(False, help="keep all layers matched when it is the head's turn")
+    freeze_body_at_end: bool = option(False, help="train nothing but the head when it is its turn")
+
+    def __post_init__(self) -> None:
+        ends = bool(self.stage_epochs or self.cosine_threshold)
+        refused = {
+            "--ce-weight 0 --kl-weight 0: nothing would train the head; give one of them": (
+                not (self.ce_weight or self.kl_weight)
+            ),
+            "--attention-weight 0 --cls-weight 0: there is nothing to match; use --criterion kl_kd": (
+                not (self.attention_weight or self.cls_weight)
+            ),
+            f"--procedure {self.procedure} never leaves its first layer: give --stage-epochs or --cosine-threshold": (
+                self.procedure != "all" and not ends
+            ),
+            "--cosine-threshold looks at the loss of --cls-weight, which is 0: give --stage-epochs instead": (
+                bool(self.cosine_threshold) and not self.cls_weight
+            ),
+            "--keep-internal-at-end trains the body, --freeze-body-at-end does not: choose one": (
+                self.keep_internal_at_end and self.freeze_body_at_end
+            ),
+            "--freeze-body-at-end: --procedure all does not end; give --stage-epochs or --cosine-threshold": (
+                self.freeze_body_at_end and not ends
+            ),
+        }
+        for words in (words for words, wrong in refused.items() if wrong):
+            raise ConfigError(words)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,11 @@ class CosineMatch(HiddenLoss):
 
 
 def _distance(pair: LayerPair, student: ModelOutput, teacher: ModelOutput) -> Tensor:
-    own, target = student.hidden[pair.side, pair.student], teacher.hidden[pair.side, pair.teacher]
+    return cosine_distance(student.hidden[pair.side, pair.student], teacher.hidden[pair.side, pair.teacher])
+
+
+def cosine_distance(own: Tensor, target: Tensor) -> Tensor:
+    """Sum over rows of 1 - cos of the rows of ``own`` and ``target`` (N, d); a row of zeros has cosine 0."""
     dtype = working_dtype(own, target)
     with torch.autocast(own.device.type, enabled=False):
         return (1 - (_unit(own.to(dtype)) * _unit(target.to(dtype))).sum(-1)).sum()

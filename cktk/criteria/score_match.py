@@ -92,6 +92,11 @@ def divergence(student: Products, teacher: Products, visible: Visible) -> Tensor
     return _match(student, teacher, visible, _divergence)
 
 
+def matrix_budget(device_type: str) -> int:
+    """Bytes of a matrix of scores that exists at one time, where a single sentence does not need more."""
+    return _CPU_BYTES if device_type == "cpu" else _DEVICE_BYTES
+
+
 def _match(student: Products, teacher: Products, visible: Visible, rule: _Rule) -> Tensor:
     total: Tensor = _Match.apply(  # type: ignore[no-untyped-call]
         student.left, student.right, student.bias, student, teacher, visible, rule
@@ -184,6 +189,5 @@ def _by_head(x: Tensor, heads: int) -> Tensor:
 def _slices(student: Products, teacher: Products, dtype: torch.dtype) -> Iterator[slice]:
     sentences, rows = student.left.shape[:2]
     matrix = max(student.heads, teacher.heads) * rows * student.right.shape[1] * dtype.itemsize
-    wanted = _CPU_BYTES if student.left.device.type == "cpu" else _DEVICE_BYTES
-    step = max(1, wanted // max(1, matrix))
+    step = max(1, matrix_budget(student.left.device.type) // max(1, matrix))
     return (slice(start, start + step) for start in range(0, sentences, step))

@@ -60,8 +60,12 @@ class World:
         dist.all_gather(gathered, mine)
         return [[row[1 : row[0] + 1] for row in table.tolist() if row[0] >= 0] for table in gathered]
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """``module`` under DistributedDataParallel, or as it is for one process."""
+    def wrap(self, module: nn.Module, some_unused: bool = False) -> nn.Module:
+        """``module`` under DistributedDataParallel, or as it is for one process.
+
+        With ``some_unused``, parameters may be left without a gradient, the same ones on all ranks; otherwise each has
+        to get one in every backward pass.
+        """
         if self.size == 1 or not any(parameter.requires_grad for parameter in module.parameters()):
             return module
         devices = [self.device.index] if self.device.type == "cuda" else None
@@ -70,7 +74,11 @@ class World:
             warnings.simplefilter("ignore", FutureWarning)
             # gradient_as_bucket_view saves one copy of the gradients; buffers are constants here.
             return DistributedDataParallel(
-                module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+                module,
+                device_ids=devices,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=some_unused,
             )
 
 

@@ -61,7 +61,12 @@ def _check_states(split: CachedSplit, request: StateRequest) -> None:
     if any(request.attention.values()):
         raise ConfigError(
             f"the criterion looks at the teacher's attention, which the teacher cache {path} does not hold: use "
-            "--teacher, or leave out --attention-match"
+            "--teacher, or a criterion without attention (no --attention-match)"
+        )
+    if any(request.first.values()):
+        raise ConfigError(
+            f"the criterion looks at the first positions of the teacher's sentences, which the teacher cache {path} "
+            "does not hold: use --teacher"
         )
     held = split.cache.key.states
     for side, layers in request.hidden.items():

@@ -50,7 +50,16 @@ class MetricLog:
         self._write("valid", update, {"epoch": epoch, **values})
         self._tokens, self._since = 0, time.monotonic()
 
-    def _write(self, group: str, update: int, values: Mapping[str, float]) -> None:
+    def on_stage(self, epoch: int, update: int, name: str, figures: Mapping[str, float]) -> None:
+        """Write that the stage ``name`` of a staged criterion begins with ``epoch``, after ``update`` updates."""
+        self._write("stage", update, {"epoch": epoch, "name": name, **figures})
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing has been written."""
+        return self._log.position() == 0
+
+    def _write(self, group: str, update: int, values: Mapping[str, float | str]) -> None:
         for writer in (self._log, *self._others):
             writer.write(group, update, values)
 
@@ -79,9 +88,9 @@ class ProgressBar:
         self._left = _TimeLeft(fraction_before)
         self._progress.start()
 
-    def on_update(self, epoch: int, update: int, fraction: float, values: Mapping[str, float]) -> None:
-        """Show the newest update."""
-        words = f"epoch {epoch} | update {update} | {describe(values)}"
+    def on_update(self, place: str, fraction: float, values: Mapping[str, float]) -> None:
+        """Show the newest update; ``place`` says where in the run it is."""
+        words = f"{place} | {describe(values)}"
         self._progress.update(self._task, description=words, completed=fraction)
 
     def say(self, words: str, fraction: float) -> None:

@@ -30,6 +30,10 @@ class BestTracker:
         """Whether the last ``patience`` validations all failed to improve."""
         return 0 < self._patience <= self._stale
 
+    def renew_patience(self) -> None:
+        """Begin to count anew."""
+        self._stale = 0
+
     def state_dict(self) -> dict[str, Any]:
         return {"metric": self.metric, "best": self.best, "stale": self._stale}
 

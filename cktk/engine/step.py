@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,52 @@ class TrainCriterion(Protocol):
         teacher_head: HeadParams | None,
         coefficients: Any = None,
     ) -> list[Term]: ...
+
+
+@runtime_checkable
+class StagedCriterion(Protocol):
+    """What a criterion (an ``nn.Module``) offers in the place of `TrainCriterion` if its loss changes in the course of
+    a run. What is frozen, or takes no part in a stage, keeps its place in the optimizer.
+    """
+
+    @property
+    def current(self) -> TrainCriterion:
+        """The criterion of the present stage; in eval mode one that is the same in all stages."""
+
+    @property
+    def whole(self) -> TrainCriterion:
+        """One that looks at all that any stage looks at."""
+
+    @property
+    def stage(self) -> int:
+        """The number of the present stage, from 1."""
+
+    @property
+    def plan(self) -> Sequence[tuple[str, Needs]]:
+        """All stages in order: what is trained, in words, and what is looked at."""
+
+    @property
+    def body_frozen(self) -> bool:
+        """Whether only the output head is trained now."""
+
+    @property
+    def freezes_body(self) -> bool:
+        """Whether that is so in any stage."""
+
+    def observe(self, values: Mapping[str, float], counts: Mapping[Unit, int]) -> None:
+        """Take in the averages of an update, the same on all ranks."""
+
+    def end_epoch(self) -> bool:
+        """An epoch is over; whether that ends the stage."""
+
+    def stage_figures(self) -> dict[str, float]:
+        """Numbers to log where a stage begins."""
+
+    def stage_state(self) -> dict[str, Any]:
+        """All that decides about further stages, JSON-ready."""
+
+    def load_stage_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; raises `CheckpointError` for the state of other stages."""
 
 
 @dataclass
@@ -92,16 +138,22 @@ class Step(nn.Module):
         self.criterion = criterion
         self.all_reduce = all_reduce
         self._adapter = adapter
-        self._needs = self.train_criterion.needs()
-        self._teacher_head = teacher.head if teacher else None
+        #: Whose head the criterion is shown.
+        self.teacher = teacher
         self._autocast = autocast
         #: Whether passes digest their states; the updater ends it once it trusts its replays.
         self.digests = True
 
     @property
     def train_criterion(self) -> TrainCriterion:
-        """The criterion under the type that the engine uses it by."""
+        """The criterion of the moment under the type that the engine uses it by."""
+        if isinstance(self.criterion, StagedCriterion):
+            return self.criterion.current
         return self.criterion  # type: ignore[return-value]
+
+    def all_needs(self) -> Needs:
+        """What the criterion wants at any time of the run."""
+        return whole(self.criterion).needs()
 
     def forward(
         self,
@@ -114,9 +166,10 @@ class Step(nn.Module):
     ) -> Any:
         """See the class. ``factors`` are what a unit's sum is multiplied by: world size / global count."""
         criterion = self.train_criterion
+        needs = criterion.needs()
         with self._autocast():
-            with_head = phase != "statistics" and self._needs.student_head
-            states = self._adapter(batch, self._needs.request("student", head=with_head))
+            with_head = phase != "statistics" and needs.student_head
+            states = self._adapter(batch, needs.request("student", head=with_head))
         if phase == "statistics":
             found = criterion.statistics(states, _given(teacher), prior)
             return FirstPass(found, digest(states) if self.digests else None)
@@ -133,7 +186,8 @@ class Step(nn.Module):
         with self._autocast():
             labels = batch.labels[batch.rows("decoder")]
             head = self._adapter.head() if with_head else None
-            terms = criterion(states, teacher, labels, head, self._teacher_head, coefficients)
+            teacher_head = self.teacher.head if self.teacher else None
+            terms = criterion(states, teacher, labels, head, teacher_head, coefficients)
         output = weigh(terms, factors or {})
         output.statistics, output.pooled, output.coefficients = statistics, pooled, coefficients
         if self.digests and criterion.collects == "before":
@@ -141,10 +195,16 @@ class Step(nn.Module):
         return output
 
 
+def whole(criterion: nn.Module) -> TrainCriterion:
+    """``criterion``, or what looks at all that any of its stages looks at."""
+    return criterion.whole if isinstance(criterion, StagedCriterion) else criterion  # type: ignore[return-value]
+
+
 def digest(states: ModelOutput) -> Tensor:
     """A number a matched state, equal where two runs gave the same values (and next to never otherwise)."""
     with torch.no_grad():
-        sums = [state.detach().sum(dtype=torch.float64) for state in states.hidden.values()]
+        matched = [*states.hidden.values(), *states.first.values()]
+        sums = [state.detach().sum(dtype=torch.float64) for state in matched]
         return torch.stack(sums) if sums else torch.zeros(0)
 
 
@@ -156,7 +216,8 @@ def _given(teacher: ModelOutput | None) -> ModelOutput:
 
 def weigh(terms: list[Term], factors: Mapping[Unit, float]) -> StepOutput:
     """Add the terms up, each times its weight and its unit's factor (1 where none is given)."""
-    loss = torch.stack([term.total * (term.weight * factors.get(term.unit, 1.0)) for term in terms]).sum()
+    weighed = [term.total * (term.weight * factors.get(term.unit, 1.0)) for term in terms]
+    loss = torch.stack(weighed).sum() if weighed else torch.zeros(())
     totals = Totals()
     for term in terms:
         totals.take(term)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -25,8 +26,9 @@ class Autocast:
 class Teacher(Protocol):
     """What the engine asks of a teacher, a model or its recorded answers."""
 
-    #: The output head; None where the criterion does not look at it, or gets sparse targets instead.
-    head: HeadParams | None
+    @property
+    def head(self) -> HeadParams | None:
+        """The output head; None where the criterion does not look at it, or gets sparse targets instead."""
 
     def states(self, batch: Batch) -> ModelOutput:
         """What the criterion needs of ``batch``, packed."""
@@ -39,24 +41,40 @@ class FrozenTeacher:
     """A model as teacher: eval mode, no gradients, outside any wrapper.
 
     Its states are computed under ``no_grad`` and not as inference tensors, which autograd could not save for backward.
-    With ``dtype`` they are rounded at once, so that statistics, losses and logits see the same values.
+    With ``dtype`` they are rounded at once, so that statistics, losses and logits see the same values. Where ``needs``
+    is a function, it is asked for each batch anew.
     """
 
     def __init__(
-        self, model: nn.Module, adapter: Adapter, needs: Needs, autocast: Autocast, dtype: torch.dtype | None = None
+        self,
+        model: nn.Module,
+        adapter: Adapter,
+        needs: Needs | Callable[[], Needs],
+        autocast: Autocast,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self._adapter = adapter
-        self._request = needs.request("teacher", head=needs.teacher_head)
+        self._needs = needs
         self._autocast = autocast
         self._dtype = dtype
-        self.head = adapter.head() if needs.teacher_head else None
+
+    @property
+    def needs(self) -> Needs:
+        """What the criterion wants now."""
+        return self._needs() if callable(self._needs) else self._needs
+
+    @property
+    def head(self) -> HeadParams | None:
+        """See `Teacher`."""
+        return self._adapter.head() if self.needs.teacher_head else None
 
     @torch.no_grad()
     def states(self, batch: Batch) -> ModelOutput:
         """See `Teacher`."""
+        needs = self.needs
         with self._autocast():
-            states = self._adapter(batch, self._request)
+            states = self._adapter(batch, needs.request("teacher", head=needs.teacher_head))
         return states if self._dtype is None else states.map(self._rounded)
 
     def weight_bytes(self) -> int:

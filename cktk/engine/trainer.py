@@ -27,6 +27,7 @@ from cktk.engine.checkpoint import (
 from cktk.engine.configs import CheckpointConfig, UpdateConfig, ValidationConfig
 from cktk.engine.ema import WeightAverage
 from cktk.engine.selection import BestTracker
+from cktk.engine.stages import Stages
 from cktk.engine.update import Updater, UpdateResult
 from cktk.engine.validation import Validator
 from cktk.protocols import Batch
@@ -66,6 +67,7 @@ class Parts:
     save_student: Callable[[Path], None]
     average: WeightAverage | None
     world: World
+    stages: Stages | None = None
 
 
 class Trainer:
@@ -96,6 +98,8 @@ class Trainer:
         """The whole training."""
         previous = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGUSR1)}
         try:
+            if self._log and self._log.empty:
+                self._tell_stage()
             stop = False
             while not (stop or self.finished()):
                 stop = self._one_update()
@@ -115,7 +119,7 @@ class Trainer:
         return (
             (0 < limits.max_update <= self.update)
             or (0 < limits.max_epoch < self.parts.data.epoch)
-            or self._best.exhausted
+            or (self._best.exhausted and (self.parts.stages is None or self.parts.stages.last))
         )
 
     def fraction_done(self) -> float:
@@ -145,6 +149,8 @@ class Trainer:
             self.update += 1
             if self.parts.average:
                 self.parts.average.update()
+            if self.parts.stages:
+                self.parts.stages.observe(result)
         self._watch(data.epoch, lr, result)
         if not result.skipped:
             self._between_updates(data.epoch)
@@ -174,11 +180,24 @@ class Trainer:
     def _watch(self, epoch: int, lr: float, result: UpdateResult) -> None:
         averages = self._log.on_update(epoch, self.update, lr, result) if self._log and not result.skipped else None
         if self._bar:
-            fraction = self.fraction_done()
+            fraction, place = self.fraction_done(), self._place(epoch)
             speed = self._log.speed if self._log else {}
-            self._bar.on_update(epoch, self.update, fraction, {**result.values, "lr": lr, **speed})
+            self._bar.on_update(place, fraction, {**result.values, "lr": lr, **speed})
             if averages:
-                self._bar.say(f"epoch {epoch} | update {self.update} | {describe(averages)}", fraction)
+                self._bar.say(f"{place} | {describe(averages)}", fraction)
+
+    def _place(self, epoch: int) -> str:
+        """Where the run is, in words."""
+        stage = f"{self.parts.stages.words} | " if self.parts.stages else ""
+        return f"epoch {epoch} | {stage}update {self.update}"
+
+    def _tell_stage(self) -> None:
+        """Let those who watch know that a stage begins."""
+        stages, epoch = self.parts.stages, self.parts.data.epoch
+        if stages and self._log:
+            self._log.on_stage(epoch, self.update, stages.name, stages.figures())
+        if stages and self._bar:
+            self._bar.say(f"{self._place(epoch)} | begins", self.fraction_done())
 
     def _between_updates(self, epoch: int) -> None:
         save = _due(self.update, self._checkpoints.save_interval_updates)
@@ -193,6 +212,9 @@ class Trainer:
 
     def _validate_and_save(self, epoch: int, validate: bool, save: bool, epoch_end: bool) -> None:
         improved = validate and self._validate(epoch)
+        if epoch_end and self.parts.stages and self.parts.stages.end_epoch():
+            self._best.renew_patience()
+            self._tell_stage()
         if save or improved:
             self._save(epoch, epoch_end, improved)
 
@@ -207,8 +229,7 @@ class Trainer:
             self._log.on_validation(epoch, self.update, values)
         if self._bar:
             best = " | best so far" if improved else ""
-            words = f"epoch {epoch} | update {self.update} | valid | {describe(values)}{best}"
-            self._bar.say(words, self.fraction_done())
+            self._bar.say(f"{self._place(epoch)} | valid | {describe(values)}{best}", self.fraction_done())
         return improved
 
     def _averaged_weights(self) -> AbstractContextManager[Mapping[str, Tensor]]:
@@ -250,6 +271,7 @@ class Trainer:
             "log": self._log.state_dict() if self._log else None,
             "optimizer": plain,
             "scaler": updater.scaler.state_dict(),
+            "stages": self.parts.stages.state_dict() if self.parts.stages else None,
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -262,6 +284,8 @@ class Trainer:
             )
             updater.scaler.load_state_dict(state["scaler"])
         restore_raw_weights(updater.step.student, checkpoint.section("student"))
+        if self.parts.stages and state.get("stages") is not None:
+            self.parts.stages.load_state_dict(state["stages"])
         if not self._checkpoints.reset_dataloader:
             self.parts.data.load_state_dict(state["data"])
         self.update, self._validated_at = state["update"], state["validated_at"]

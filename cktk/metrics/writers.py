@@ -11,9 +11,9 @@ from cktk.errors import CktkError
 
 
 class Writer(Protocol):
-    """Takes the figures of one moment: ``group`` is train, valid or speed."""
+    """Takes the figures, or words, of one moment: ``group`` is train, valid, stage or speed."""
 
-    def write(self, group: str, update: int, values: Mapping[str, float]) -> None: ...
+    def write(self, group: str, update: int, values: Mapping[str, float | str]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -34,7 +34,7 @@ class JsonlWriter:
             self._file.truncate(keep_bytes)
             self._file.seek(keep_bytes)
 
-    def write(self, group: str, update: int, values: Mapping[str, float]) -> None:
+    def write(self, group: str, update: int, values: Mapping[str, float | str]) -> None:
         record = {"group": group, "update": update, **values}
         try:
             self._file.write(json.dumps(record).encode() + b"\n")
@@ -53,16 +53,17 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-    """Scalars as ``group/name``; steps after ``purge_step`` of an earlier, interrupted run are hidden."""
+    """Scalars and texts as ``group/name``; steps after ``purge_step`` of an earlier, interrupted run are hidden."""
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter  # 1 s of import that a run without it should not pay
 
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
-    def write(self, group: str, update: int, values: Mapping[str, float]) -> None:
+    def write(self, group: str, update: int, values: Mapping[str, float | str]) -> None:
         for name, value in values.items():
-            self._writer.add_scalar(f"{group}/{name}", value, update)
+            add = self._writer.add_text if isinstance(value, str) else self._writer.add_scalar
+            add(f"{group}/{name}", value, update)
 
     def close(self) -> None:
         self._writer.close()

@@ -76,8 +76,9 @@ def updater(
     layer_map, embeddings = getattr(config, "layer_map", "uniform"), getattr(config, "match_embeddings", False)
     pairs = layer_pairs(*shapes, layer_map, embeddings=embeddings)
     loss = CRITERIA.target(criterion)(config, Matching(*shapes, pairs)).double()
-    frozen = FrozenTeacher(teacher, family.adapter(teacher), loss.needs(), FULL_PRECISION)
-    step = Step(student, family.adapter(student), loss, frozen, FULL_PRECISION, CPU.all_reduce)
+    step = Step(student, family.adapter(student), loss, None, FULL_PRECISION, CPU.all_reduce)
+    frozen = FrozenTeacher(teacher, family.adapter(teacher), lambda: step.train_criterion.needs(), FULL_PRECISION)
+    step.teacher = frozen
     optimizer = torch.optim.SGD(step.parameters(), lr=1.0)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     store = StateStore(frozen, place)
