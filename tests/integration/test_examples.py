@@ -176,7 +176,7 @@ def test_three_updates(recipe: Path, stand_ins: StandIns, tmp_path: Path, monkey
     assert main(["--config", recipe.name, *flags, "--no-tensorboard", "--log-interval", "1"]) == 0
     records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [record["update"] for record in records if record["group"] == "train"] == [1, 2, 3]
-    assert all(torch.isfinite(torch.tensor(record["loss"])) for record in records)
+    assert all(torch.isfinite(torch.tensor(record["loss"])) for record in records if record["group"] != "stage")
 
 
 def sides_of(arch: str) -> list[str]:
