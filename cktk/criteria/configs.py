@@ -120,7 +120,7 @@ class InternalKdConfig(LayerMapConfig):
     stage_epochs: tuple[int, ...] = option(
         (),
         minimum=1,
-        help="epochs after which a layer is left: one number for all layers, or a list (default: no limit)",
+        help="epochs after which a layer is left: one number for all layers, or a list; none: no limit",
     )
     cosine_threshold: float = option(
         0.0,
