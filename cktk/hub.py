@@ -176,10 +176,10 @@ def build_student(
         earlier = load_model(init_checkpoint, allow_bin_weights=allow_bin_weights)
         family.check_type(earlier.config, f"the model {init_checkpoint}")
     spec = StudentSpec(
-        width=width or named.get("width"),
-        encoder_layers=encoder_layers or named.get("encoder_layers"),
-        decoder_layers=decoder_layers or named.get("decoder_layers"),
-        ffn_width=ffn_width or named.get("ffn_width"),
+        width=named.get("width") if width is None else width,
+        encoder_layers=named.get("encoder_layers") if encoder_layers is None else encoder_layers,
+        decoder_layers=named.get("decoder_layers") if decoder_layers is None else decoder_layers,
+        ffn_width=named.get("ffn_width") if ffn_width is None else ffn_width,
         heads=heads,
         head_width=head_width,
         init=init,

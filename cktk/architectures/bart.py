@@ -23,6 +23,7 @@ class BartFamily(Family):
     model_type: ClassVar[str] = "bart"
     config_class: ClassVar[type[Any]] = BartConfig
     model_class: ClassVar[type[PreTrainedModel]] = BartForConditionalGeneration
+    same_model: ClassVar[tuple[str, ...]] = ("BartModel",)
 
     def shape(self, config: Any) -> ModelShape:
         """See `Family.shape`."""

@@ -26,6 +26,8 @@ class Family(ABC):
     model_type: ClassVar[str]
     config_class: ClassVar[type[Any]]
     model_class: ClassVar[type[PreTrainedModel]]
+    #: Further names in ``architectures`` of a model that is read as a ``model_class``: its head is the embedding.
+    same_model: ClassVar[tuple[str, ...]] = ()
     heads_have_tensors: ClassVar[bool] = False  # some tensor has a row or column a head
 
     @abstractmethod
@@ -88,8 +90,16 @@ class Family(ABC):
             f"give {type(self).__name__} a decoder_layout"
         )
 
-    def class_of(self, config: PreTrainedConfig, name: object = "the model") -> type[PreTrainedModel]:  # noqa: ARG002
-        """The class of ``name``, a model of ``config``; kinds with several heads go by its ``architectures``."""
+    def class_of(self, config: PreTrainedConfig, name: object = "the model") -> type[PreTrainedModel]:
+        """The class of ``name``, a model of ``config``; kinds with several heads go by its ``architectures``.
+
+        Raises `CheckpointError` for a class that lacks a head, or has another one.
+        """
+        named = (config.architectures or [self.model_class.__name__])[0]
+        if named not in (self.model_class.__name__, *self.same_model):
+            raise CheckpointError(
+                f"{name}: is a {named}, which has another head or none; use a {self.model_class.__name__}"
+            )
         return self.model_class
 
     def read_config(self, source: str | Path, raw: Mapping[str, Any]) -> PreTrainedConfig:  # noqa: ARG002

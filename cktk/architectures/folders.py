@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from safetensors import safe_open
+
 from cktk.errors import CheckpointError
+from cktk.utils.files import read_json
 from cktk.utils.run_layout import BEST, LAST, STUDENT
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -33,3 +36,15 @@ def model_folder(path: str | Path, *files: str) -> Path | str:
     if not _HUB_NAME.fullmatch(str(path)) or str(path).startswith(".") or Path(folder.parts[0]).is_dir():
         raise CheckpointError(f"{folder}: no such folder; give a model folder or a name on the Hugging Face hub")
     return str(path)
+
+
+def stored_names(source: Path | str) -> set[str] | None:
+    """Names of the tensors in the safetensors files of the folder ``source``; None where there are none to look at."""
+    if isinstance(source, str):
+        return None
+    if (index := source / "model.safetensors.index.json").is_file():
+        return set(read_json(index)["weight_map"])
+    if not (single := source / "model.safetensors").is_file():
+        return None
+    with safe_open(single, framework="numpy") as file:
+        return set(file.keys())

@@ -22,6 +22,7 @@ class MBartFamily(BartFamily):
     model_type: ClassVar[str] = "mbart"
     config_class: ClassVar[type[Any]] = MBartConfig
     model_class: ClassVar[type[PreTrainedModel]] = MBartForConditionalGeneration
+    same_model: ClassVar[tuple[str, ...]] = ("MBartModel",)
 
     def decoder_start(self, config: Any) -> int | None:  # noqa: ARG002
         """None: the last label comes first."""

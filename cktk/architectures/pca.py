@@ -46,6 +46,10 @@ def pca_initialise(student: PreTrainedModel, teacher: PreTrainedModel, batches: 
     """
     check_fixed(student, teacher, "--init pca", "the teacher")
     check_not_larger(student, teacher, "--init pca")
+    if family_of(student.config.model_type, "the student").shape(student.config).width < 2:
+        raise ConfigError(
+            "--init pca: one direction is taken by the mean; make --width 2 or more, or use --init truncate"
+        )
     _Projection(student, teacher, batches).fill()
 
 

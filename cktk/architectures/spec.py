@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from cktk.architectures.configs import EncoderConfig, HeadKind, StudentConfig
 from cktk.errors import ConfigError
 
+#: The least that sizes may be.
+_LEAST = dict.fromkeys(("width", "encoder_layers", "decoder_layers", "ffn_width", "heads", "head_width", "labels"), 1)
+
 #: Width of one attention head where there is no teacher to take it from; that of BART, mBART, T5 and BERT.
 HEAD_WIDTH = 64
 
@@ -29,6 +32,12 @@ class StudentSpec:
     head_width: int | None = None
     head: HeadKind | None = None
     labels: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"--{name.replace('_', '-')} {value}: has to be {least} or more")
 
     @classmethod
     def of(cls, config: StudentConfig) -> StudentSpec:

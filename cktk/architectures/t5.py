@@ -31,8 +31,12 @@ from transformers.models.t5.modeling_t5 import T5Stack
 
 from cktk.architectures.adapter import Layout, Seq2SeqAdapter
 from cktk.architectures.family import Family
+from cktk.architectures.folders import stored_names
 from cktk.architectures.spec import HEAD_WIDTH, StudentSpec, choose_ffn_width, choose_heads
+from cktk.errors import CheckpointError
 from cktk.protocols import DecoderLayout, HeadParams, ModelShape, Side, SideShape, Template
+
+_HEAD = "lm_head.weight"
 
 #: Tokens that ``generate`` may write where a model's configuration says nothing; the length that T5 was trained with.
 _LENGTH = 512
@@ -44,6 +48,7 @@ class T5Family(Family):
     model_type: ClassVar[str] = "t5"
     config_class: ClassVar[type[Any]] = T5Config
     model_class: ClassVar[type[PreTrainedModel]] = T5ForConditionalGeneration
+    same_model: ClassVar[tuple[str, ...]] = ("T5Model", "T5WithLMHeadModel")
     heads_have_tensors: ClassVar[bool] = True
 
     def shape(self, config: Any) -> ModelShape:
@@ -204,7 +209,13 @@ class T5Family(Family):
         with _no_warning_of_untied_heads():
             loaded, report = super().read_model(source, _marked_tied(config), **options)
         model: Any = loaded
-        model.config.tie_word_embeddings = model.lm_head.weight is model.shared.weight
+        tied = model.lm_head.weight is model.shared.weight
+        if tied and not config.tie_word_embeddings and _HEAD not in (stored_names(source) or {_HEAD}):
+            raise CheckpointError(
+                f"{source}: has no output head ({_HEAD} is not among the weights, and its configuration says that the "
+                "head is not the embedding): use the whole model"
+            )
+        model.config.tie_word_embeddings = tied
         return loaded, report
 
 
@@ -214,6 +225,7 @@ class MT5Family(T5Family):
     model_type: ClassVar[str] = "mt5"
     config_class: ClassVar[type[Any]] = MT5Config
     model_class: ClassVar[type[PreTrainedModel]] = MT5ForConditionalGeneration
+    same_model: ClassVar[tuple[str, ...]] = ("MT5Model",)
 
     def decoder_layout(self, config: Any) -> DecoderLayout:
         """See `Family.decoder_layout`."""

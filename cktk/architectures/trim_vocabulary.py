@@ -73,6 +73,13 @@ def restore_model(trimmed: PreTrainedModel, original: PreTrainedModel, vocabular
     Rows of dropped tokens come from ``original``, everything else from ``trimmed``. Raises `ConfigError` unless the
     rows of both are equally wide.
     """
+    family = family_of(trimmed.config.model_type, "the trimmed model")
+    theirs = family.must_agree(original.config) if original.config.model_type == family.model_type else {}
+    for name, value in family.must_agree(trimmed.config).items():
+        if theirs.get(name) != value:
+            raise ConfigError(
+                f"--restore: {name} is {value} in the trimmed model but {theirs.get(name)} in the original"
+            )
     made = _resized(trimmed, original.config.vocab_size, lambda ids: _restored(vocabulary, ids))
     for name in (*_SUPPRESSED, _BAD_WORDS):
         if hasattr(_generation(original), name):

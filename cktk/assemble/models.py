@@ -142,7 +142,9 @@ def make_models(settings: Settings, data: Corpora, world: World, checkpoint: Che
             logger.info("--init %s is not used: the student comes from --finetune-from-model %s", spec.init, weights)
         student = _resumed(family, load("the model to finetune,", weights), spec, weights, head)
     else:
-        named = student_config.init_checkpoint
+        named = student_config.init_checkpoint if spec.init == "checkpoint" else None
+        if student_config.init_checkpoint and not named:
+            logger.info("--init-checkpoint is not used with --init %s", spec.init)
         base = recorded or teacher
         earlier = load.earlier(named, base.config.vocab_size if base else None) if named else None
         student = _new_student(family, spec, student_config.max_positions, base or earlier, data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -41,7 +42,10 @@ def parse_count(text: str, flag: str) -> int:
     found = re.fullmatch(r"([0-9][0-9_]*\.?[0-9]*(?:e[0-9]+)?)([KMGB]?)", text.strip(), re.IGNORECASE)
     if found is None:
         raise ConfigError(f"{flag} {text}: not a number such as 80M, 1.5B or 80000000")
-    return round(float(found[1]) * _SUFFIXES[found[2].upper()])
+    count = float(found[1]) * _SUFFIXES[found[2].upper()]
+    if not math.isfinite(count):
+        raise ConfigError(f"{flag} {text}: too large a number")
+    return round(count)
 
 
 def depths(teacher: ModelShape) -> list[dict[Side, int]]:

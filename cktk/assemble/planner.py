@@ -21,7 +21,7 @@ from cktk.errors import CheckpointError, ConfigError
 
 #: What a student of an encoder is trained for, by what its teacher ends in.
 _ENCODER_TASKS: Mapping[HeadKind, Mapping[str, str]] = {
-    "masked_lm": {"--task": "pretraining", "--objective": "unmasked"},
+    "masked_lm": {"--task": "pretraining", "--objective": "unmasked", "--ce-weight": "0"},
     "classification": {"--task": "glue"},
     "bare": {"--task": "pretraining", "--objective": "unmasked", "--kl-weight": "0", "--ce-weight": "0"},
 }
@@ -156,7 +156,7 @@ def _nothing_fits(sizes: StudentSizes, most: int, config: PlanConfig) -> str:
     if smallest.parameters.total <= most and config.max_latency_ms is not None:
         return f"--max-latency-ms {config.max_latency_ms:g}: even the fastest student takes longer here; allow more"
     return (
-        f"no student has at most {most / 1e6:.2f} M parameters: the smallest, {size_name(smallest)}, has {total:.2f} "
+        f"no student has at most {most:,} parameters: the smallest, {size_name(smallest)}, has {total:.2f} "
         f"M, {embedding:.2f} M of them embeddings; allow more, or make the vocabulary smaller with cktk-trim-vocab"
     )
 

@@ -26,6 +26,13 @@ def tokens_of(raw: Json) -> dict[str, int]:
     return {**own, **{token["content"]: token["id"] for token in raw["added_tokens"]}}
 
 
+def _names(raw: Json) -> dict[int, str]:
+    """The token of each id; a Unigram model may have one under two ids."""
+    vocab = raw["model"]["vocab"]
+    own = {index: entry[0] for index, entry in enumerate(vocab)} if isinstance(vocab, list) else {}
+    return {**own, **{index: token for token, index in tokens_of(raw).items()}}
+
+
 def fixed_ids(raw: Json, optional: Collection[str] = ()) -> set[int]:
     """The ids without which the tokenizer would not work as before, or not on every text.
 
@@ -40,7 +47,7 @@ def fixed_ids(raw: Json, optional: Collection[str] = ()) -> set[int]:
     if model["type"] == "Unigram":
         ids.add(min(range(len(model["vocab"])), key=lambda index: model["vocab"][index][1]))
         ids |= set() if model["unk_id"] is None else {model["unk_id"]}
-    elif model["unk_token"] is not None:
+    elif model["unk_token"] in tokens:
         ids.add(tokens[model["unk_token"]])
     if model.get("byte_fallback"):
         ids |= {index for token, index in tokens.items() if _BYTE.fullmatch(token)}
@@ -51,8 +58,7 @@ def fixed_ids(raw: Json, optional: Collection[str] = ()) -> set[int]:
 
 def single_characters(raw: Json, ids: Iterable[int]) -> set[int]:
     """The tokens that are one character, for all characters in the tokens ``ids``: unknown words fall back on these."""
-    tokens = tokens_of(raw)
-    names = {index: token for token, index in tokens.items()}
+    tokens, names = tokens_of(raw), _names(raw)
     prefix, suffix = _affixes(raw)
     characters = {sign for index in ids for sign in names[index]}
     forms = {f"{before}{sign}{after}" for sign in characters for before in ("", prefix) for after in ("", suffix)}

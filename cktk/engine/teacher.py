@@ -58,6 +58,8 @@ class FrozenTeacher:
         self._needs = needs
         self._autocast = autocast
         self._dtype = dtype
+        if self.needs.teacher_head:
+            adapter.head()  # raises `ConfigError` now, not in the first update, where the model has none
 
     @property
     def needs(self) -> Needs:

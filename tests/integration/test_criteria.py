@@ -34,6 +34,8 @@ RUNS: list[tuple[str, list[str], list[str]]] = [
     ("linear_kd", ["--projector", "shared"], ["linear/decoder"]),
     ("cosine_kd", [*EQUAL_WIDTHS], ["cosine/encoder"]),
     ("attention_kd", [], ["attention/values/encoder", "attention/values/decoder", "attention/values/cross"]),
+    ("internal_kd", [], ["cls_cka/encoder 1<-1", "attention/probabilities/cross"]),
+    ("internal_kd", [*EQUAL_WIDTHS], ["cls_cosine/decoder 1<-2", "attention/probabilities/decoder"]),
     (
         "attention_kd",
         ["--attention-match", "probabilities,queries,keys", "--relation-heads", "8", "--layer-map", "last:1"],
@@ -55,7 +57,7 @@ def test_three_updates(
     flags = ["--criterion", criterion, *options, "--max-update", "3", "--update-freq", "2", "--log-interval", "1"]
     if criterion != "cross_entropy":
         flags += ["--teacher", str(teacher)]
-    if criterion != "cosine_kd":
+    if not {*EQUAL_WIDTHS} <= {*options}:
         flags += toy.SHAPE
     run = toy.run_training(data, tmp_path / "run", *flags)
     records = toy.log(run)

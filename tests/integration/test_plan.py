@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertConfig
+import transformers
+from transformers import AutoTokenizer, BertConfig
 
 from cktk.architectures.loading import load_model
 from cktk_cli.plan import main
+from cktk_cli.preprocess import main as preprocess
 from cktk_cli.train import main as train
 
 FAST = ["--length", "6", "--batch-size", "2", "--beam", "2"]
@@ -59,6 +61,33 @@ def test_the_command_is_ready(
     assert trained.num_parameters() == student["parameters"]
 
 
+@pytest.mark.parametrize("head", ["BertForMaskedLM", "BertModel"])
+def test_the_command_for_an_encoder_is_ready(
+    head: str,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    texts = tmp_path / "texts"
+    files = [f"--{split}-file={data.parent / f'{split}.tsv'}" for split in ("train", "valid")]
+    for split in ("train", "valid"):
+        lines = (data.parent / f"{split}.en").read_text()
+        (data.parent / f"{split}.tsv").write_text("text\n" + lines)
+    tokenizer = AutoTokenizer.from_pretrained(data / "tokenizer")
+    assert preprocess(["--task=pretraining", *files, f"--tokenizer={data / 'tokenizer'}", f"--dest-dir={texts}"]) == 0
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
+        pad_token_id=tokenizer.pad_token_id, architectures=[head],
+    )  # fmt: skip
+    getattr(transformers, head)(config).save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    plan = planned(capsys, "--teacher", tmp_path / "bert", "--compression", 1.5, "--measure", "0", "--data", texts)
+    monkeypatch.chdir(tmp_path)
+    _, *flags = shlex.split(plan["students"][0]["command"])
+    assert train([*flags, "--max-update", "1", "--no-tensorboard"]) == 0
+
+
 def test_measured(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = planned(capsys, "--teacher", teacher, "--compression", 2, "--measure", "1", *FAST)
     first, second = plan["students"]
@@ -103,7 +132,7 @@ class TestErrors:
 
     def test_nothing_fits(self, teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
         line = error_of(capsys, "--teacher", teacher, "--max-params", "1K")
-        assert line.startswith("no student has at most 0.00 M parameters: the smallest, 2x")
+        assert line.startswith("no student has at most 1,000 parameters: the smallest, 2x")
         assert "make the vocabulary smaller with cktk-trim-vocab" in line
 
     def test_no_model(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

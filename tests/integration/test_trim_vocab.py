@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     AutoTokenizer,
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 import cktk.hub
-from cktk.architectures.loading import load_model
+from cktk.architectures.loading import load_model, load_tokenizer, write_model
 from cktk.data.shards import DataFolder
 from cktk.data.vocabulary_map import VocabularyMap
 from cktk_cli.preprocess import main as preprocess
@@ -146,6 +147,16 @@ class TestOwnTokenizer:
         assert main(flags) == 0
         for name in ("model.safetensors", "tokenizer.json"):
             assert (tmp_path / "again" / name).read_bytes() == (teacher / name).read_bytes()
+
+    def test_half_precision_stays(self, few: Path, teacher: Path, tmp_path: Path) -> None:
+        model = load_model(teacher)
+        (tmp_path / "half").mkdir()
+        write_model(model, load_tokenizer(teacher), tmp_path / "half", torch.float16)
+        assert (
+            main(["--model", str(tmp_path / "half"), "--data-bin", str(few), "--dest-dir", str(tmp_path / "cut")]) == 0
+        )
+        (folder,) = {path.parent for path in (tmp_path / "cut").rglob("model.safetensors")}
+        assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float16}
 
     def test_fewer_tokens_than_the_data_has(
         self, few: Path, teacher: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -71,3 +71,13 @@ def test_folders_without_a_model(tmp_path: Path) -> None:
         student(tmp_path / "gone")
     with pytest.raises(CheckpointError, match="--device nowhere: cannot be used"):
         resolve_device("nowhere")
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"width": 0}, {"width": -3}, {"encoder_layers": -1}, {"heads": 0, "head_width": 8}, {"ffn_width": 0}]
+)
+def test_sizes_that_no_model_has(sizes: dict[str, int]) -> None:
+    whole = {"width": 16, "encoder_layers": 1, "decoder_layers": 1, **sizes}
+    name = next(iter(sizes)).replace("_", "-")
+    with pytest.raises(ConfigError, match=f"--{name} {next(iter(sizes.values()))}: has to be 1 or more"):
+        build_student("t5", **whole)

@@ -84,6 +84,7 @@ def test_heads_near_the_teachers_width_where_it_does_not_divide() -> None:
     assert choose_heads(None, 96, 64) == 2  # 48 is nearer to 64 than 96 is
     assert choose_heads(None, 100, 64) == 2
     assert choose_heads(None, 7, 64) == 1
+    assert choose_heads(None, 105, 64) == 1  # in ratio 105 is nearer than 35, though farther in difference
 
 
 @pytest.mark.parametrize(("heads", "near"), [(5, "4 or 6"), (500, "384"), (7, "6 or 8")])

@@ -128,6 +128,18 @@ def test_an_unsupported_model_type_names_those_supported(folder: Path, model_typ
         load_model(folder)
 
 
+def test_another_head_is_refused(kind: str, folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    name = config["architectures"][0]
+    other = name.replace("ForConditionalGeneration", "ForSequenceClassification")
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": [other]}))
+    with pytest.raises(CheckpointError, match=f"is a {other}, which has another head or none; use a {name}"):
+        load_model(folder)
+    bare = name.replace("ForConditionalGeneration", "Model")
+    (folder / "config.json").write_text(json.dumps({**config, "architectures": [bare]}))
+    assert type(load_model(folder)).__name__ == name  # its head is the embedding
+
+
 def test_missing_files_are_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path, message in (

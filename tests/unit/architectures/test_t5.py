@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, GenerationConfig, MT5Config, PreTrainedModel, T5Config
 
 from cktk.architectures import initialise as initialising
@@ -19,7 +20,7 @@ from cktk.architectures.initialise import initialise
 from cktk.architectures.loading import load_config, load_model, save_student
 from cktk.architectures.spec import StudentSpec
 from cktk.architectures.t5 import MT5Family, T5Family
-from cktk.errors import ConfigError
+from cktk.errors import CheckpointError, ConfigError
 from cktk.hub import build_student
 from cktk.protocols import ModelShape, SideShape
 from tests.unit.architectures.models import T5_KINDS, make_t5
@@ -143,13 +144,25 @@ def test_tying_and_scaling_are_two_things(kind: str, tied: bool, tmp_path: Path)
 
 def test_weights_decide_about_the_head_and_not_the_file(kind: str, tmp_path: Path) -> None:
     """What transformers 5 itself writes says "tied" of every model; Flan-T5's files say "untied"."""
-    for tied in (True, False):
-        for said in (True, False):
-            folder = tmp_path / f"{tied}-{said}"
-            save_student(make_t5(kind, tied=tied), None, folder)
-            config = json.loads((folder / "config.json").read_text())
-            (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": said}))
-            assert is_tied(load_model(folder)) == tied
+    for tied, said in ((True, True), (False, True), (False, False)):
+        folder = tmp_path / f"{tied}-{said}"
+        save_student(make_t5(kind, tied=tied), None, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": said}))
+        assert is_tied(load_model(folder)) == tied
+
+
+def test_a_model_without_its_head_is_refused(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save_student(make_t5(kind, tied=False), None, folder)
+    weights = load_file(folder / "model.safetensors")
+    equal = {**weights, "lm_head.weight": weights["shared.weight"].clone()}
+    save_file(equal, folder / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(load_model(folder).get_output_embeddings().weight, weights["shared.weight"])
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="has no output head"):
+        load_model(folder)
 
 
 def test_untied_heads_survive_resizing_copying_and_retying(tmp_path: Path) -> None:

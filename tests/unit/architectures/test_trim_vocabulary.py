@@ -183,6 +183,9 @@ def test_what_is_refused() -> None:
         ConfigError, match=r"--restore: .*weight has to be of \(41, 24\), and the original has of \(41, 16\)"
     ):
         restore_model(trim_model(make("bart"), KEPT), narrow, KEPT)
+    tied = trim_model(make("t5"), KEPT)
+    with pytest.raises(ConfigError, match="--restore: tie_word_embeddings is True in the trimmed model but False in"):
+        restore_model(tied, make("t5", tied=False), KEPT)
     with pytest.raises(ConfigError, match="the original has none"):
         restore_model(trim_model(make("bart"), KEPT), make("t5"), KEPT)
 

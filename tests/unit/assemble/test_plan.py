@@ -77,6 +77,8 @@ def test_counts_in_words() -> None:
     for text in ("", "M", "80 MB", "-3", "many"):
         with pytest.raises(ConfigError, match="--max-params .*: not a number such as 80M"):
             parse_count(text, "--max-params")
+    with pytest.raises(ConfigError, match="--max-params 1e400: too large"):
+        parse_count("1e400", "--max-params")
 
 
 CONFIGS: dict[str, Any] = {

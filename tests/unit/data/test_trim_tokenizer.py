@@ -288,3 +288,14 @@ def test_tokenizers_that_cannot_be_trimmed(tmp_path: Path) -> None:
     wrapped(words).save_pretrained(tmp_path / "words")
     with pytest.raises(DataError, match="of type WordLevel cannot be trimmed, only Unigram, BPE, WordPiece"):
         TrimmableTokenizer(tmp_path / "words")
+
+
+def test_a_token_under_two_ids() -> None:
+    raw = json.loads(Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0), ("b", -2.0), ("a", -3.0)], 0)).to_str())
+    assert single_characters(raw, [1]) == single_characters(raw, [3]) == {3}
+
+
+def test_an_unknown_token_that_is_none(tmp_path: Path) -> None:
+    """Some byte-level tokenizers name one that they do not have; they never need it."""
+    raw = json.loads(bpe("bytes", 300).to_str())
+    assert fixed_ids({**raw, "model": {**raw["model"], "unk_token": "[UNK]"}}) == fixed_ids(raw)
