@@ -174,8 +174,9 @@ def test_models_to_start_from_are_checked_as_teachers_are(
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary[-1], vocabulary[-2] = vocabulary[-2], vocabulary[-1]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
-    error = toy.error_of(capsys, *common, str(other), *shape)
-    assert str(other) in error and "token" in error and "preprocess" in error
+    if flag == "--finetune-from-model":  # tokens of an --init-checkpoint are found by name
+        error = toy.error_of(capsys, *common, str(other), *shape)
+        assert str(other) in error and "token" in error and "preprocess" in error
     (other / "model.safetensors").rename(other / "pytorch_model.bin")
     assert "--allow-bin-weights" in toy.error_of(capsys, *common, str(other), *shape)
 
