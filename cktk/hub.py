@@ -17,6 +17,7 @@ from cktk.architectures.loading import load_config, load_model, load_tokenizer
 from cktk.architectures.presets import STUDENTS
 from cktk.architectures.spec import StudentSpec
 from cktk.architectures.vocabulary import check_vocabularies, folder_vocabulary
+from cktk.config.options import checked
 from cktk.data.context_config import InputConfig
 from cktk.data.shards import DataFolder
 from cktk.errors import CheckpointError, ConfigError
@@ -66,9 +67,11 @@ def student(
     ``path`` is a student folder, a checkpoint folder, a run directory or a hub name; ``options`` are the fields of
     `SearchConfig` (``beam``, ``lenpen``, ...) and, without ``inputs``, of `InputConfig`: ``source_prompt`` and the
     context of ``context_size`` sentences before each (texts are then the sentences of a document up to the next blank
-    one). Raises `CheckpointError` if there is no such model, or a damaged one.
+    one). Raises `CheckpointError` if there is no such model, or a damaged one, and `ConfigError` for options that are
+    not in their range.
     """
     shown = {option.name: options.pop(option.name) for option in fields(InputConfig) if option.name in options}
+    search, inputs = checked(SearchConfig, **options), inputs or checked(InputConfig, **shown)
     config = load_config(path)
     family = family_of(config.model_type, path)
     if "decoder" not in family.shape(config).sides:
@@ -77,7 +80,7 @@ def student(
     return Translator(
         model,
         load_tokenizer(path),
-        SearchConfig(**options),
+        search,
         layout=family.decoder_layout(model.config),
         decoder_start=family.decoder_start(model.config),
         source_lang=source_lang,
@@ -85,7 +88,7 @@ def student(
         max_source_positions=max_source_positions,
         max_tokens=max_tokens,
         batch_size=batch_size,
-        inputs=inputs or InputConfig(**shown),
+        inputs=inputs,
     )
 
 

@@ -9,9 +9,12 @@ import dataclasses
 import re
 import types
 from collections.abc import Sequence
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from cktk.errors import ConfigError
 from cktk.utils.words import unknown_name
+
+T = TypeVar("T")
 
 #: Text of an option as it was written: one scalar, a list of scalars, or null.
 Raw = Union[str, "list[str]", None]
@@ -103,13 +106,21 @@ class Option:
 
     def _scalar(self, kind: Any, text: str) -> Any:
         value = _CONVERTERS[kind](text) if kind in _CONVERTERS else text
+        self._check(value, text)
+        return value
+
+    def check(self, value: Any) -> None:
+        """Raise ValueError with the reason where a typed value, or an item of a list, is none of those allowed."""
+        for item in value if isinstance(value, tuple) else (value,):
+            self._check(item, str(item))
+
+    def _check(self, value: Any, text: str) -> None:
         if self.choices and value not in self.choices:
             raise ValueError(unknown_name(text, self.choices))
         for key, fails, words in _BOUNDS:
             bound = self.meta(key)
             if bound is not None and fails(value, bound):
                 raise ValueError(f"{text} is out of range: must be {words} {bound}")
-        return value
 
 
 def options_of(config: type) -> tuple[Option, ...]:
@@ -123,6 +134,21 @@ def options_of(config: type) -> tuple[Option, ...]:
             kind, optional = inner[0], True
         found.append(Option(field, kind, optional))
     return tuple(found)
+
+
+def checked(config: type[T], **values: Any) -> T:
+    """A ``config`` of values given from Python, under the same checks as flags; raises `ConfigError`."""
+    known = {option.name: option for option in options_of(config)}
+    for name, value in values.items():
+        if name not in known:
+            raise ConfigError(unknown_name(name, known))
+        if value is None and known[name].optional:
+            continue
+        try:
+            known[name].check(value)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{name}={value!r}: {error}") from error
+    return config(**values)
 
 
 def _split_text(text: str) -> list[str]:

@@ -81,3 +81,12 @@ def test_sizes_that_no_model_has(sizes: dict[str, int]) -> None:
     name = next(iter(sizes)).replace("_", "-")
     with pytest.raises(ConfigError, match=f"--{name} {next(iter(sizes.values()))}: has to be 1 or more"):
         build_student("t5", **whole)
+
+
+def test_search_options_from_python_are_checked_as_flags_are(folder: Path) -> None:
+    with pytest.raises(ConfigError, match="beam=0: 0 is out of range: must be at least 1"):
+        student(folder, beam=0)
+    with pytest.raises(ConfigError, match="unknown name 'baem'; did you mean beam"):
+        student(folder, baem=3)
+    with pytest.raises(ConfigError, match="context_size=-1"):
+        student(folder, context_size=-1)
