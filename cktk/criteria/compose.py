@@ -181,8 +181,19 @@ def kl_kd(config: KlKdConfig, matching: Matching) -> Criterion:
 
     ``matching`` says which of the two.
     """
-    options = head_options(config)
-    return Criterion(options, dense=config.head_loss == "dense", regression=matching.regression)
+    return _with_something(_words(config, matching))
+
+
+def _words(config: KlKdConfig, matching: Matching) -> Criterion:
+    return Criterion(head_options(config), dense=config.head_loss == "dense", regression=matching.regression)
+
+
+def _with_something(criterion: Criterion) -> Criterion:
+    """``criterion``, or `ConfigError` if all weights are 0."""
+    options = criterion.options
+    if not (options.ce_weight or options.kl_weight or criterion.hidden or criterion.attention):
+        raise ConfigError("all weights of the loss are 0, so there is nothing to train on; raise one, e.g. --kl-weight")
+    return criterion
 
 
 def head_options(config: KlKdConfig) -> HeadLossOptions:
@@ -201,7 +212,7 @@ def head_options(config: KlKdConfig) -> HeadLossOptions:
 
 def attention_kd(config: AttentionKdConfig, matching: Matching) -> Criterion:
     """`kl_kd` and attention blocks, matched where layers are paired."""
-    return _with_attention(config, matching)
+    return _with_something(_with_attention(config, matching))
 
 
 def cka_kd(config: CkaKdConfig, matching: Matching) -> Criterion:
@@ -238,12 +249,13 @@ def cosine_kd(config: CosineKdConfig, matching: Matching) -> Criterion:
 
 
 def _with_hidden(config: HiddenKdConfig, matching: Matching, loss: HiddenLoss) -> Criterion:
-    return _with_attention(config, matching).match_hidden(loss, config.hidden_weight)
+    criterion = _with_attention(config, matching)
+    return _with_something(criterion.match_hidden(loss, config.hidden_weight) if config.hidden_weight else criterion)
 
 
 def _with_attention(config: MatchingConfig, matching: Matching) -> Criterion:
-    criterion = kl_kd(config, matching)
-    if not config.attention_match:
+    criterion = _words(config, matching)
+    if not config.attention_match or not config.attention_weight:
         return criterion
     blocks = attention_pairs(matching.pairs)
     if not blocks:

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from cktk.criteria.compose import Criterion
-from cktk.criteria.configs import CkaKdConfig, CosineKdConfig, CrossEntropyConfig, KlKdConfig, LinearKdConfig
+from cktk.criteria.configs import (
+    AttentionKdConfig,
+    CkaKdConfig,
+    CosineKdConfig,
+    CrossEntropyConfig,
+    KlKdConfig,
+    LinearKdConfig,
+)
 from cktk.errors import ConfigError
 from cktk.protocols import HeadParams, LayerPair, Matching, ModelOutput, ModelShape, SideShape
 from cktk.registry import CRITERIA
@@ -195,3 +202,21 @@ def test_without_the_teacher() -> None:
         assert set(term.parts) == {"ce"}
     with torch.no_grad():  # evaluation: the pooled value comes from `pooled_term`
         assert len(build("cka_kd", CkaKdConfig())(student, teacher, labels, head, teacher_head)) == 1
+
+
+def test_a_part_of_weight_zero_is_left_out() -> None:
+    criterion = build("cka_kd", CkaKdConfig(hidden_weight=0.0, attention_match=("values",), attention_weight=0.0))
+    assert criterion.needs() == build("kl_kd", KlKdConfig()).needs() and criterion.collects == "no"
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("kl_kd", KlKdConfig(ce_weight=0.0, kl_weight=0.0)),
+        ("linear_kd", LinearKdConfig(ce_weight=0.0, kl_weight=0.0, hidden_weight=0.0)),
+        ("attention_kd", AttentionKdConfig(ce_weight=0.0, kl_weight=0.0, attention_weight=0.0)),
+    ],
+)
+def test_weights_that_are_all_zero_are_refused(name: str, config: object) -> None:
+    with pytest.raises(ConfigError, match="all weights of the loss are 0"):
+        build(name, config)
