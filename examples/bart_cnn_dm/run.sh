@@ -13,5 +13,4 @@ cktk-preprocess --task summarization --dataset abisee/cnn_dailymail --dataset-co
     --tokenizer facebook/bart-large-cnn --workers "$(nproc)" --dest-dir work/data-bin
 cktk-train --config "$recipe.yaml"
 cktk-generate work/data-bin --path "work/$recipe" --beam 4 --lenpen 2.0 --min-len 56 --max-len-a 0 --max-len-b 142 --no-repeat-ngram-size 3 \
-    --output "work/$recipe.txt"
-cktk-evaluate work/data-bin --path "work/$recipe" --beam 4 --lenpen 2.0 --min-len 56 --max-len-a 0 --max-len-b 142 --no-repeat-ngram-size 3
+    --scoring rouge --output "work/$recipe.txt"

@@ -13,5 +13,4 @@ cktk-preprocess --task summarization --dataset EdinburghNLP/xsum --source-column
     --tokenizer facebook/bart-large-xsum --workers "$(nproc)" --dest-dir work/data-bin
 cktk-train --config "$recipe.yaml"
 cktk-generate work/data-bin --path "work/$recipe" --beam 6 --lenpen 1.0 --min-len 11 --max-len-a 0 --max-len-b 62 --no-repeat-ngram-size 3 \
-    --output "work/$recipe.txt"
-cktk-evaluate work/data-bin --path "work/$recipe" --beam 6 --lenpen 1.0 --min-len 11 --max-len-a 0 --max-len-b 62 --no-repeat-ngram-size 3
+    --scoring rouge --output "work/$recipe.txt"

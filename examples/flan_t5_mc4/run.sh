@@ -10,8 +10,11 @@ if [ ! -f "$recipe.yaml" ]; then
 fi
 
 for code in en es ja fa hi fr zh bn de it te ar pl ta pt ur gl he ko th nl id tr vi ru sv fi sw ro lt cs ms so el; do
-    language=$code
-    [ "$code" = he ] && language=iw # mC4's name for Hebrew
+    case "$code" in # mC4's names; its `en` is C4
+        he) language=iw ;;
+        en) language=en-multi ;;
+        *) language=$code ;;
+    esac
     [ -f "work/$code.jsonl" ] || python ../c4_sample.py --language "$language" --output "work/$code.jsonl"
     cktk-preprocess --task pretraining --lang "$code" --valid-file "work/$code.jsonl" --tokenizer google/flan-t5-xl \
         --dest-dir "work/$code"

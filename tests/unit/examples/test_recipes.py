@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from transformers import BartConfig, BertConfig, MBartConfig, T5Config
 
 from cktk.architectures.family import registered_family
 from cktk.architectures.spec import StudentSpec
+from cktk.config.command import Settings
 from cktk.config.options import options_of
 from cktk.config.yaml_file import read_run_file
 from cktk.errors import ConfigError
 from cktk_cli.train import command
+from tests.unit.architectures.test_parameter_counts import PRINTED
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 #: Run files are for cktk-train. What others build on names no folder to save to.
@@ -75,7 +78,7 @@ def models_of(path: Path) -> tuple[Any, Any]:
 
 
 FAMILIES = ("bart", "mbart", "flan", "bert", "internal")
-_COUNTS: dict[tuple[str, str], int] = {}
+_COUNTS: dict[tuple[str, str], float] = {}
 PAPER = [
     path for path in RECIPES if (path.parent / "run.sh").exists() and path.parent.name.partition("_")[0] in FAMILIES
 ]
@@ -83,20 +86,47 @@ PAPER = [
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_models_of_full_size_are_built(path: Path) -> None:
-    """On the meta device; their sizes are those of the students that the paper names."""
+    """On the meta device; their sizes are those that the paper prints."""
     family, config = models_of(path)
-    settings = command().parse(["--config", str(path), *ALWAYS])
     key = family.model_type, repr(config.to_dict())
     if key not in _COUNTS:
         with torch.device("meta"):
             model = family.build(config)
         assert all(parameter.is_meta for parameter in model.parameters())
-        _COUNTS[key] = model.num_parameters()
-    layers, _, width = path.stem.removeprefix("distilbart_").removeprefix("distil_").partition("_")[0].partition("x")
-    if layers.isdecimal():
-        shape = family.shape(config)
-        assert sum(side.layers for side in shape.sides.values()) == int(layers) and shape.width == int(width)
-    assert settings.values["save_dir"].startswith("work/")
+        _COUNTS[key] = model.num_parameters() / 1e6
+    size = re.search(r"\d+x\d+", path.stem)
+    if size is None:  # a teacher, or a task
+        return
+    shape = family.shape(config)
+    assert size[0] == f"{sum(side.layers for side in shape.sides.values())}x{shape.width}"
+    printed, tolerance = PRINTED[f"{family.model_type}_{size[0]}"]
+    assert _COUNTS[key] == pytest.approx(printed, abs=tolerance)
+
+
+def chosen(path: Path) -> Settings:
+    return command([]).parse(["--config", str(path), *ALWAYS])
+
+
+def test_what_comes_before_is_made_by_a_recipe_with_the_same_loss() -> None:
+    made = {(path.parent / chosen(path).values["save_dir"]).resolve(): path for path in RECIPES}
+    wired = 0
+    for path in RECIPES:
+        settings = chosen(path)
+        before = getattr(settings.component("arch")[1], "init_checkpoint", None)
+        if before is None or before.startswith("google/"):
+            continue
+        earlier = made[(path.parent / before).resolve()]
+        wired += 1
+        if settings.component("task")[0] != "glue":
+            assert settings.component("criterion")[0] == chosen(earlier).component("criterion")[0], path
+    assert wired > 40
+
+
+@pytest.mark.parametrize("recipe", ["bart_xsum/6x640", "mbart_en_ro/12x384", "bert_c4/6x384"])
+def test_losses_are_compared_on_the_same_pairs(recipe: str) -> None:
+    cka, linear = (chosen(EXAMPLES / f"{recipe}_{loss}.yaml").component("criterion")[1] for loss in ("cka", "linear"))
+    assert (cka.match_embeddings, cka.layer_map) == (linear.match_embeddings, linear.layer_map)
+    assert (cka.ce_weight, cka.kl_weight, cka.divergence) == (linear.ce_weight, linear.kl_weight, linear.divergence)
 
 
 def test_there_are_run_files() -> None:
