@@ -189,6 +189,8 @@ def build_student(
         head=head,
         labels=labels,
     )
+    if earlier is not None and init == "checkpoint":
+        spec = spec.like(family.shape(earlier.config))
     if teacher is None:
         standard = family.config_class()
         config = family.base_config(

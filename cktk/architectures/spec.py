@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from cktk.architectures.configs import EncoderConfig, HeadKind, StudentConfig
 from cktk.errors import ConfigError
+from cktk.protocols import ModelShape
 
 #: The least that sizes may be.
 _LEAST = dict.fromkeys(("width", "encoder_layers", "decoder_layers", "ffn_width", "heads", "head_width", "labels"), 1)
@@ -54,6 +56,19 @@ class StudentSpec:
             head=config.head if isinstance(config, EncoderConfig) else None,
         )
 
+    def like(self, shape: ModelShape) -> StudentSpec:
+        """This spec with the sizes of ``shape`` where it leaves them open, as far as both sides share them."""
+        sides = shape.sides
+        found: dict[str, Any] = {"width": shape.width}
+        found |= {f"{side}_layers": sizes.layers for side, sizes in sides.items()}
+        if self.width in (None, shape.width):
+            found["ffn_width"] = _shared([sizes.ffn_width for sizes in sides.values()])
+            if self.heads is None and self.head_width is None:
+                found["heads"] = _shared([sizes.heads for sizes in sides.values()])
+                widths = [sizes.attention_width // sizes.heads for sizes in sides.values() if sizes.attention_width]
+                found["head_width"] = _shared(widths)
+        return replace(self, **{name: size for name, size in found.items() if getattr(self, name) is None})
+
     def require(self, *sizes: str) -> None:
         """Raise `ConfigError` for the first of the fields ``sizes`` that is left open: there is no teacher to ask."""
         for name in sizes:
@@ -75,6 +90,10 @@ class StudentSpec:
                 f"leave one of them out, or use --heads {heads}"
             )
         return heads
+
+
+def _shared(sizes: list[int]) -> int | None:
+    return sizes[0] if len(set(sizes)) == 1 else None
 
 
 def choose_ffn_width(requested: int | None, width: int, teacher_width: int, teacher_ffn: int) -> int:

@@ -106,7 +106,7 @@ class ModelLoader:
             "%s %s has another vocabulary: %d of %d tokens are found in it by name, the others start as its mean",
             name, path, int((rows >= 0).sum()), len(rows),
         )  # fmt: skip
-        return with_rows(model, rows)
+        return with_rows(model, rows, f"{name} {path}")
 
     def _open(self, name: str, path: str | Path) -> PreTrainedModel:
         model = load_model(path, allow_bin_weights=self._allow_bin_weights)
@@ -140,13 +140,15 @@ def make_models(settings: Settings, data: Corpora, world: World, checkpoint: Che
     elif weights:
         if spec.init != "random":
             logger.info("--init %s is not used: the student comes from --finetune-from-model %s", spec.init, weights)
-        student = _resumed(family, load("the model to finetune,", weights), spec, weights, head)
+        student = _resumed(family, load("the model to finetune", weights), spec, weights, head)
     else:
         named = student_config.init_checkpoint if spec.init == "checkpoint" else None
         if student_config.init_checkpoint and not named:
             logger.info("--init-checkpoint is not used with --init %s", spec.init)
         base = recorded or teacher
         earlier = load.earlier(named, base.config.vocab_size if base else None) if named else None
+        if earlier is not None:
+            spec = spec.like(family.shape(earlier.config))
         student = _new_student(family, spec, student_config.max_positions, base or earlier, data)
         sources = [None if model is None else trunk(family, model, head) for model in (teacher, earlier)]
         if spec.init == "pca":

@@ -49,9 +49,10 @@ def test_an_earlier_student_may_have_another_vocabulary(data: Path, teacher: Pat
     shape = ["--width", "16", "--encoder-layers", "2", "--decoder-layers", "2", "--ffn-width", "32", "--heads", "2"]
     limits = ["--max-update", "20", "--max-positions", "64"]
     earlier = toy.run_training(larger, tmp_path / "earlier", *shape, *limits)
-    common = ["--teacher", str(teacher), *shape, "--criterion", "cross_entropy", "--max-update", "1", "--lr", "1e-9"]
+    common = ["--teacher", str(teacher), "--criterion", "cross_entropy", "--max-update", "1", "--lr", "1e-9"]
     losses = []
-    for start in (["--init", "random"], ["--init", "checkpoint", "--init-checkpoint", str(earlier)]):
+    # The earlier student's sizes need not be repeated.
+    for start in ([*shape, "--init", "random"], ["--init", "checkpoint", "--init-checkpoint", str(earlier)]):
         run = toy.run_training(data, tmp_path / start[1], *common, *start, "--log-interval", "1", "--dropout", "0")
         losses.append(toy.log(run)[0]["ce"])
     assert losses[1] < 0.9 * losses[0]

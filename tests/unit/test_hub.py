@@ -53,6 +53,17 @@ def test_new_student_of_an_earlier_one(folder: Path) -> None:
         build_student("mbart", **sizes, vocab_size=24, init="checkpoint", init_checkpoint=folder)
 
 
+def test_an_earlier_student_gives_the_sizes_that_are_left_open(folder: Path, tmp_path: Path) -> None:
+    sizes = {"width": 8, "encoder_layers": 2, "decoder_layers": 1, "ffn_width": 12, "heads": 4}
+    build_student("bart", **sizes, teacher=folder).save_pretrained(tmp_path / "small")
+    start = {"teacher": folder, "init": "checkpoint", "init_checkpoint": tmp_path / "small"}
+    config = build_student("bart", decoder_layers=3, **start).config
+    assert (config.d_model, config.encoder_layers, config.decoder_layers) == (8, 2, 3)
+    assert (config.decoder_ffn_dim, config.encoder_attention_heads) == (12, 4)
+    with pytest.raises(ConfigError, match="width is 16 in the student and 8 in the checkpoint"):
+        build_student("bart", width=16, **start)
+
+
 def test_run_directory_gives_its_best_student(folder: Path, tmp_path: Path) -> None:
     for name in ("checkpoint1", "checkpoint2"):
         shutil.copytree(folder, tmp_path / name / "student")
