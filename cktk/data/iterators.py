@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -114,7 +114,7 @@ class PlannedBatches:
         for name, value in self._plan.items():
             if (saved := state["plan"].get(name)) != value:
                 raise CheckpointError(
-                    f"the checkpoint's data position does not fit this run: {name} was {saved} and is {value} now; "
+                    f"the checkpoint's data position does not fit this run: {_difference(name, saved, value)}; "
                     "continue with the data and settings it was saved with, or start a new run"
                 )
         self._at = _Position(**{name: int(state[name]) for name in asdict(self._at)})
@@ -266,3 +266,17 @@ class _Loader(Dataset[Any]):
 
 def _unchanged(loaded: Any) -> Any:
     return loaded
+
+
+def _difference(name: str, saved: Any, value: Any) -> str:
+    """The first entry in which two unequal settings differ, as ``corpora: en: share was 0.5 and is 0.4 now``."""
+    if isinstance(value, Mapping):
+        entries = saved if isinstance(saved, Mapping) else {}
+        for key in (*value, *entries):
+            if key not in value:
+                return f"{name}: {key} is there no more"
+            if key not in entries:
+                return f"{name}: {key} is new"
+            if entries[key] != value[key]:
+                return f"{name}: {_difference(key, entries[key], value[key])}"
+    return f"{name} was {saved} and is {value} now"

@@ -60,7 +60,10 @@ class Corpus(Protocol):
         """The sample with ``number``, which was among those taken last."""
 
     def state(self, start: int) -> Mapping[str, Any]:
-        """What another process needs to know, as JSON values, to take samples from ``start`` on."""
+        """What another process needs to know, as JSON values, to take samples from ``start`` on.
+
+        This process may ask again for ``start`` and what is behind it, and for nothing before: that may be forgotten.
+        """
 
     def load_state(self, start: int, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave for ``start``."""

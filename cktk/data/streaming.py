@@ -2,53 +2,26 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from cktk.data.batching import Int64s
 from cktk.data.mixture import Place
+from cktk.data.stream_sources import StreamSource, StreamSpec
 from cktk.data.texts import cut_samples
-from cktk.errors import CheckpointError, ConfigError, DataError
-from cktk.utils.words import alternatives
+from cktk.errors import CheckpointError, CktkError, DataError
 
 _log = logging.getLogger(__name__)
 
 #: Texts that are tokenised at a time. Part of the order: blocks do not reach over them.
 CHUNK_TEXTS = 1_024
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text", ".csv": "csv"}
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
 Ids = npt.NDArray[Any]
-
-
-class StreamSpec(NamedTuple):
-    """What ``CORPUS=NAME[:CONFIG[:SPLIT]]`` says: files by a pattern, a folder of save_to_disk, or a hub name."""
-
-    corpus: str
-    name: str
-    config: str | None = None
-    split: str | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> StreamSpec:
-        """Read one ``--stream``; raises `ConfigError`."""
-        corpus, equals, rest = text.partition("=")
-        name, *further = rest.split(":")
-        if not (corpus and equals and name) or len(further) > 2:
-            raise ConfigError(f"--stream {text}: give CORPUS=NAME, CORPUS=NAME:CONFIG or CORPUS=NAME:CONFIG:SPLIT")
-        config, split = (*(part or None for part in further), None, None)[:2]
-        return cls(corpus, name, config, split)
-
-    def __str__(self) -> str:
-        parts = [self.name, self.config or "", self.split or ""]
-        return f"{self.corpus}={':'.join(parts).rstrip(':')}"
 
 
 class TextStream:
@@ -56,6 +29,7 @@ class TextStream:
 
     def __init__(self, spec: StreamSpec, column: str) -> None:
         self.spec, self._column = spec, column
+        self.source = StreamSource.find(spec)
         self._began: Mapping[str, Any] | None = None
         self._moved = True
         self.go_to(None)
@@ -64,7 +38,7 @@ class TextStream:
         """Go to the position of ``state``; None is the beginning."""
         if state == self._began and not self._moved:
             return  # it is there; opening takes a while
-        self._data: Any = _open(self.spec)
+        self._data: Any = self.source.open()
         if state is not None:
             self._data.load_state_dict(dict(state))
         self._rows: Iterator[Mapping[str, Any]] = iter(self._data)
@@ -72,12 +46,16 @@ class TextStream:
 
     def read(self, most: int) -> list[str]:
         """The next texts, fewer than ``most`` only at the end."""
+        texts: list[str] = []
         try:
-            rows = list(islice(self._rows, most))
+            for row in islice(self._rows, most):
+                self._moved = True
+                texts.append(self._text(row))
+        except CktkError:
+            raise
         except Exception as error:  # datasets raises many kinds: its own, of the network, of parsers
-            raise _unreadable(self.spec, error) from error
-        self._moved = self._moved or bool(rows)
-        return [self._text(row) for row in rows]
+            raise self.source.unreadable(error, self._data) from error
+        return texts
 
     def state(self) -> Mapping[str, Any] | None:
         """The position behind the last text read, as JSON values."""
@@ -86,12 +64,14 @@ class TextStream:
     def _text(self, row: Mapping[str, Any]) -> str:
         if self._column not in row:
             raise DataError(
-                f"--stream {self.spec}: no column {self._column!r}; choose with --stream-column among: {', '.join(row)}"
+                f"{self.source.at(self._data)}: no column {self._column!r}; choose with --stream-column among: "
+                f"{', '.join(row)}"
             )
         text = row[self._column]
         if not isinstance(text, str | None):
             raise DataError(
-                f"--stream {self.spec}: column {self._column!r} holds {type(text).__name__}, not text; choose another"
+                f"{self.source.at(self._data)}: column {self._column!r} holds {type(text).__name__}, not text; "
+                "choose another"
             )
         return text or ""
 
@@ -118,6 +98,7 @@ class StreamCorpus:
         self.name = stream.spec.corpus
         self.settings = {
             "stream": str(stream.spec),
+            "files": dict(stream.source.files),
             "column": column,
             "room": room,
             "separator": separator,
@@ -148,13 +129,17 @@ class StreamCorpus:
 
     def place(self, number: int) -> Place:
         """See `Corpus.place`."""
+        if number not in self._held:
+            raise RuntimeError(f"sample {number} of the stream {self.name} is not among those taken last")
         return Place(self.name, 0, number, self._held[number])
 
     def state(self, start: int) -> dict[str, Any]:
-        """The position of the chunk that holds sample ``start``, and how many of its samples are before that."""
-        # Training never goes back behind a position that was asked for.
-        self._marks = {number: mark for number, mark in self._marks.items() if number >= start}
-        return self._marks[start]
+        """The position of the chunk that holds sample ``start``, and how many of its samples are before that.
+
+        Forgets earlier ones, as `Corpus.state` allows.
+        """
+        self._forget_before(start)
+        return self._mark(start)
 
     def load_state(self, start: int, state: Mapping[str, Any]) -> None:
         """See `Corpus.load_state`; raises `CheckpointError` for a state without a position."""
@@ -162,8 +147,16 @@ class StreamCorpus:
             raise CheckpointError(f"the checkpoint has no position of the stream {self.name}; start a new run")
         self._marks, self._at = {start: dict(state)}, None
 
+    def _forget_before(self, number: int) -> None:
+        self._marks = {at: mark for at, mark in self._marks.items() if at >= number}
+
+    def _mark(self, number: int) -> dict[str, Any]:
+        if number not in self._marks:
+            raise RuntimeError(f"sample {number} of the stream {self.name} is not at an end of what was taken")
+        return self._marks[number]
+
     def _go_to(self, number: int) -> None:
-        mark = self._marks[number]
+        mark = self._mark(number)
         self._stream.go_to(mark["position"])
         self._position, self._before = mark["position"], mark["before"]
         self._samples, self._next = [], 0
@@ -185,49 +178,7 @@ class StreamCorpus:
             self._samples = cut_samples(self._encode(texts), self._room, self._separator)
             return
         if not self._before:
-            raise DataError(f"--stream {self._stream.spec}: it holds no text; give another")
+            raise self._stream.source.empty()
         _log.info("the stream %s has ended after %d samples and starts over", self.name, self._before)
         self._stream.go_to(None)
         self._before = 0
-
-
-def _open(spec: StreamSpec) -> Any:
-    """The `datasets.IterableDataset` that ``spec`` names."""
-    import datasets  # takes a second, which runs without streams need not wait for
-
-    datasets.disable_progress_bars()
-    folder = Path(spec.name)
-    try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-            return _saved(datasets.load_from_disk(spec.name), spec).to_iterable_dataset()
-        if (builder := _builder(spec.name)) is not None:
-            files = [spec.name] if folder.is_file() else sorted(glob.glob(spec.name))
-            if not files:
-                raise DataError(f"--stream {spec}: no such file")
-            return datasets.load_dataset(builder, data_files={"train": files}, split="train", streaming=True)
-        return datasets.load_dataset(spec.name, spec.config, split=spec.split or "train", streaming=True)
-    except DataError:
-        raise
-    except Exception as error:
-        raise _unreadable(spec, error) from error
-
-
-def _saved(loaded: Any, spec: StreamSpec) -> Any:
-    """The split of a saved folder; one that holds a single split has no names of splits."""
-    if not isinstance(loaded, Mapping):
-        return loaded
-    name = spec.split or "train"
-    if name not in loaded:
-        raise DataError(f"--stream {spec}: no split {name!r}; {alternatives(name, map(str, loaded))}")
-    return loaded[name]
-
-
-def _builder(name: str) -> str | None:
-    """How `datasets` calls the format of the files that ``name`` means; None for anything but files."""
-    suffixes = [suffix for suffix in Path(name).suffixes if suffix not in _COMPRESSED]
-    return _BUILDERS.get(suffixes[-1]) if suffixes else None
-
-
-def _unreadable(spec: StreamSpec, error: Exception) -> DataError:
-    reason = str(error).strip().partition("\n")[0]
-    return DataError(f"--stream {spec}: cannot be read ({type(error).__name__}: {reason})")

@@ -18,7 +18,8 @@ from cktk.data.encoder import knows_languages
 from cktk.data.encoder_spec import choose_encoder
 from cktk.data.iterators import PlannedBatches
 from cktk.data.mixture import Corpus, Place, StoredCorpus, mixed_batches
-from cktk.data.streaming import StreamCorpus, StreamSpec, TextStream
+from cktk.data.stream_sources import StreamSpec
+from cktk.data.streaming import StreamCorpus, TextStream
 from cktk.data.texts import Ids, Texts, check_column
 from cktk.data.tokenizers import check_languages, open_tokenizer, probe_templates
 from cktk.distributed.world import World

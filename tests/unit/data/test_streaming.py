@@ -14,7 +14,8 @@ from cktk.data.batch_config import BatchingConfig
 from cktk.data.iterators import PlannedBatches
 from cktk.data.mixture import StoredCorpus, mixed_batches
 from cktk.data.mixture_config import MixtureConfig
-from cktk.data.streaming import StreamCorpus, StreamSpec, TextStream
+from cktk.data.stream_sources import StreamSpec
+from cktk.data.streaming import StreamCorpus, TextStream
 from cktk.errors import CheckpointError, ConfigError, DataError
 from cktk.protocols import Batch
 from tests.unit.data.test_mixture import play
@@ -169,6 +170,11 @@ def test_bad_streams_are_one_clear_line(sources, tmp_path):
     (tmp_path / "broken.jsonl").write_text('{"text": "a"}\n{"text": \n')
     with pytest.raises(DataError, match="broken.jsonl: cannot be read"):
         taken(corpus(f"en={tmp_path}/broken.jsonl"), 0, 1)
+    (tmp_path / "a_good.jsonl").write_text('{"text": "1"}\n' * 9)
+    with pytest.raises(DataError, match=r"=\S*/\*o\*.jsonl: \S*/broken.jsonl: cannot be read"):
+        taken(corpus(f"en={tmp_path}/*o*.jsonl"), 0, 10)
+    with pytest.raises(DataError, match=r"=\S*/\*o\*.jsonl: \S*/a_good.jsonl: no column 'body'"):
+        taken(corpus(f"en={tmp_path}/*o*.jsonl", column="body"), 0, 1)
     with pytest.raises(ConfigError, match="streams have no known size"):
         mixed_batches([corpus(sources["text"])], load_ids, MixtureConfig(), BatchingConfig(), seed=1)
 
@@ -199,3 +205,124 @@ def test_only_the_window_is_held(sources):
         assert len(one._held) == 10 and len(one._samples) <= 8
     one.state(100)
     assert min(one._marks) == 100
+
+
+def test_samples_that_were_not_taken_last_are_an_internal_error(sources):
+    one = corpus(sources["text"])
+    one.take(0, 5)
+    with pytest.raises(RuntimeError, match="sample 5 of the stream en is not among those taken last"):
+        one.place(5)
+    with pytest.raises(RuntimeError, match="sample 3 of the stream en is not at an end of what was taken"):
+        one.take(3, 4)
+
+
+@pytest.mark.parametrize("kind", ["a.txt", "a.jsonl", "a.csv", "saved", "rows.parquet", "blank.jsonl"])
+def test_an_empty_stream_says_that_it_holds_no_text(tmp_path, kind):
+    empty = datasets.Dataset.from_dict({"text": []})
+    if kind == "saved":
+        empty.save_to_disk(tmp_path / kind)
+    elif kind == "rows.parquet":
+        empty.to_parquet(tmp_path / kind)
+    else:
+        (tmp_path / kind).write_text("\n\n" if kind.startswith("blank") else "")
+    with pytest.raises(DataError, match=f"{kind}: it holds no text; give another"):
+        taken(corpus(f"en={tmp_path / kind}"), 0, 1)
+
+
+@pytest.mark.parametrize("further", [":foo", "::validation", ":foo:validation"])
+@pytest.mark.parametrize("kind", ["jsonl", "text", "saved"])
+def test_a_configuration_or_split_where_there_is_none_is_refused(sources, kind, further):
+    with pytest.raises(ConfigError, match="files have no config|folder has no (config|several splits)"):
+        corpus(sources[kind] + further)
+
+
+def test_a_folder_of_splits_takes_no_configuration(sources):
+    with pytest.raises(ConfigError, match="a folder has no configuration; give CORPUS=FOLDER::SPLIT"):
+        corpus(sources["saved splits"].replace("::", ":foo:"))
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    asked: list[str] = []
+
+    def load(name: str, *_: object, **__: object) -> datasets.IterableDataset:
+        asked.append(name)
+        return datasets.Dataset.from_dict({"text": ["1"]}).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x.jsonl",
+        "x.txt",
+        "x.en",
+        "x.en_XX",
+        "x.parquet",
+        "x.csv",
+        "x.gz",
+        "x/*",
+        "x?",
+        "[ab]",
+        "./x",
+        "/x",
+        "~/x",
+        "a/b/c",
+    ],
+)
+def test_missing_paths_are_told_without_the_hub(tmp_path, monkeypatch, no_hub, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no such file"):
+        corpus(f"en={name}")
+    assert not no_hub
+
+
+@pytest.mark.parametrize("name", ["allenai/c4", "ag_news", "teknium/OpenHermes-2.5", "some.one/wiki-v1.0"])
+def test_names_without_a_local_path_go_to_the_hub(tmp_path, monkeypatch, no_hub, name):
+    monkeypatch.chdir(tmp_path)
+    assert taken(corpus(f"en={name}:foo:more"), 0, 1) == [[1]]
+    assert no_hub == [name]
+
+
+def test_local_paths_that_are_no_stream_are_refused(tmp_path, monkeypatch, no_hub):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "data.jsonl").write_text('{"text": "1"}\n')
+    (tmp_path / "m" / "data.txt").write_text("1\n")
+    (tmp_path / "lines").write_text("1\n")
+    for name, message in (
+        ("m", "m is a folder that datasets' save_to_disk did not write"),
+        ("lines", "lines is of no known kind; files that are read end with .jsonl"),
+        ("m/*", "m/data.jsonl and m/data.txt are of different kinds"),
+    ):
+        with pytest.raises(DataError, match=message):
+            corpus(f"en={name}")
+    assert not no_hub
+
+
+def test_changed_files_are_noticed_when_a_run_is_continued(tmp_path):
+    def source() -> PlannedBatches:
+        batching = BatchingConfig(batch_size=4, samples_per_epoch=50)
+        corpora = [corpus(f"en={tmp_path}/*.txt")]
+        return mixed_batches(corpora, load_ids, MixtureConfig(mixture="equal"), batching, seed=3)
+
+    (tmp_path / "a.txt").write_text("1\n2\n")
+    state = json.loads(json.dumps(source().state_dict()))
+    source().load_state_dict(state)
+    (tmp_path / "b.txt").write_text("3\n")
+    with pytest.raises(CheckpointError, match=r"corpora: en: files: \S*/b.txt is new;"):
+        source().load_state_dict(state)
+    (tmp_path / "b.txt").unlink()
+    (tmp_path / "a.txt").write_text("1\n2\n3\n")
+    with pytest.raises(CheckpointError, match=r"corpora: en: files: \S*/a.txt was 4 and is 6 now;"):
+        source().load_state_dict(state)
+    (tmp_path / "a.txt").rename(tmp_path / "c.txt")
+    with pytest.raises(CheckpointError, match=r"corpora: en: files: \S*/c.txt is new;"):
+        source().load_state_dict(state)
+
+
+def test_a_saved_folder_tells_its_files(sources):
+    files = corpus(sources["saved"]).settings["files"]
+    assert len(files) == 2 and all(name.endswith(".arrow") and size for name, size in files.items())
