@@ -11,6 +11,7 @@ from cktk.config.options import option
 from cktk.errors import ConfigError
 from cktk.utils.words import alternatives
 
+_USUAL_TEMPERATURE = 5.0
 #: How far from 1 the sum of ``--mixture-weights`` may be: what adding up decimal fractions loses.
 _TOLERANCE = 1e-6
 
@@ -24,8 +25,10 @@ class MixtureConfig:
         help="share of each corpus among the samples: proportional = by its rows; equal; temperature = by its rows to "
         "the power 1 / --mixture-temperature; weights = as --mixture-weights says",
     )
-    mixture_temperature: float = option(
-        5.0, minimum=1, help="1 is proportional, large values are nearly equal (with --mixture temperature)"
+    mixture_temperature: float | None = option(
+        None,
+        minimum=1,
+        help="1 is proportional, large values are nearly equal (with --mixture temperature; default: 5)",
     )
     mixture_weights: tuple[str, ...] = option(
         (), metavar="NAME=W,..", help="share of each corpus, all together 1 (with --mixture weights)"
@@ -37,6 +40,8 @@ class MixtureConfig:
             if self.mixture_weights:
                 given, missing = "--mixture-weights", "--mixture weights"
             raise ConfigError(f"{given} goes with {missing}; give both or none")
+        if self.mixture_temperature is not None and self.mixture != "temperature":
+            raise ConfigError("--mixture-temperature goes with --mixture temperature; leave it out")
 
     def shares(self, rows: Mapping[str, int | None]) -> dict[str, float]:
         """The share of each corpus with the given rows (None: a stream, of which nobody knows), together 1.
@@ -48,7 +53,7 @@ class MixtureConfig:
         elif self.mixture == "equal" or len(rows) == 1:
             found = dict.fromkeys(rows, 1.0)
         else:
-            power = 1.0 if self.mixture == "proportional" else 1 / self.mixture_temperature
+            power = 1.0 if self.mixture == "proportional" else 1 / (self.mixture_temperature or _USUAL_TEMPERATURE)
             found = {name: _known(name, number, self.mixture) ** power for name, number in rows.items()}
         total = math.fsum(found.values())
         return {name: share / total for name, share in found.items()}
@@ -56,7 +61,9 @@ class MixtureConfig:
     def _given(self, present: Mapping[str, int | None]) -> dict[str, float]:
         found: dict[str, float] = {}
         for item in self.mixture_weights:
-            name, _, text = item.rpartition("=")
+            name, equals, text = item.rpartition("=")
+            if not equals:
+                raise ConfigError(f"--mixture-weights {item}: give NAME=W with a number W from 0 to 1")
             if name not in present:
                 raise ConfigError(f"--mixture-weights {item}: no corpus {name!r}; {alternatives(name, present)}")
             if name in found:

@@ -16,6 +16,8 @@ from cktk.tasks.pretraining_config import PretrainingConfig
 
 Bools = npt.NDArray[np.bool_]
 
+_USUAL_SPAN = 3.0
+
 
 class Noise(Protocol):
     """Makes a source and a target of a text's tokens, without what a template puts around either.
@@ -29,19 +31,24 @@ class Noise(Protocol):
         """(n, 2): the most tokens that source and target of texts of ``lengths`` (n,) have."""
 
 
-class Reconstruct:
-    """The text as its own target."""
-
-    def __call__(self, text: Int64s, rng: np.random.Generator) -> tuple[Int64s, Int64s]:  # noqa: ARG002
-        return text, text
+class _NeverLonger:
+    """Noise whose source is at most as long as the text, and whose target is just as long."""
 
     def lengths(self, lengths: Int64s) -> Int64s:
         """See `Noise.lengths`."""
         return np.stack([lengths, lengths], axis=1)
 
 
+class Reconstruct(_NeverLonger):
+    """The text as its own target."""
+
+    def __call__(self, text: Int64s, rng: np.random.Generator) -> tuple[Int64s, Int64s]:  # noqa: ARG002
+        """See `Noise`."""
+        return text, text
+
+
 @dataclass(frozen=True)
-class Infilling(Reconstruct):
+class Infilling(_NeverLonger):
     """BART's noise (Lewis et al. 2020, section 2.2): spans of Poisson length become one mask each.
 
     A ``ratio`` of the tokens, rounded up, is in spans; those of length 0 insert a mask, as long as the source does not
@@ -75,8 +82,7 @@ class Infilling(Reconstruct):
     def _spans(self, total: int, rng: np.random.Generator) -> tuple[list[int], int]:
         """Lengths that sum to ``total``, the last one cut for it, and how many of length 0 were drawn among them."""
         spans: list[int] = []
-        inserted = left = 0
-        left = total
+        inserted, left = 0, total
         while left:
             drawn = min(left, int(rng.poisson(self.mean_span)))
             if drawn:
@@ -129,7 +135,7 @@ class SpanCorruption:
 
 
 @dataclass(frozen=True)
-class Masking(Reconstruct):
+class Masking(_NeverLonger):
     """BERT's masking (Devlin et al. 2019): of a ``ratio`` of the tokens 80 % become masks, 10 % any of ``words``.
 
     The rest of them stays. Targets are the tokens before that, all of them or, with ``only_chosen``, the chosen ones.
@@ -159,6 +165,7 @@ class Masking(Reconstruct):
 def make_noise(config: PretrainingConfig, tokenizer: Any, vocab_size: int) -> Noise:
     """What the objective does to a text; raises `ConfigError` where the tokenizer has no tokens for it."""
     objective, ratio = config.objective, config.mask_ratio
+    mean_span = config.mean_span or _USUAL_SPAN
     if objective in ("reconstruct", "unmasked"):
         return Reconstruct()
     mask: int | None = tokenizer.mask_token_id
@@ -169,7 +176,7 @@ def make_noise(config: PretrainingConfig, tokenizer: Any, vocab_size: int) -> No
         return Masking(mask, words, ratio or 0.15, config.scored_positions == "masked")
     if mask is not None:
         ends = sentence_ends(tokenizer.get_vocab(), vocab_size) if config.permute_sentences else None
-        return Infilling(mask, ratio or 0.3, config.mean_span, ends)
+        return Infilling(mask, ratio or 0.3, mean_span, ends)
     sentinels = _sentinels(tokenizer.get_vocab())
     if len(sentinels) < 2:
         raise ConfigError(
@@ -178,7 +185,7 @@ def make_noise(config: PretrainingConfig, tokenizer: Any, vocab_size: int) -> No
         )
     if config.permute_sentences:
         raise ConfigError("--permute-sentences goes with infilling, and T5 has no mask token for it; leave it out")
-    return SpanCorruption(sentinels, ratio or 0.15, config.mean_span)
+    return SpanCorruption(sentinels, ratio or 0.15, mean_span)
 
 
 def _sentinels(vocabulary: Mapping[str, int]) -> tuple[int, ...]:

@@ -35,7 +35,9 @@ class PretrainingConfig(MixtureConfig):
     mask_ratio: float | None = option(
         None, above=0, maximum=1, help="part of the tokens that are hidden (default: 0.3 by infilling, else 0.15)"
     )
-    mean_span: float = option(3.0, above=0, help="tokens in a hidden span on average (denoise)")
+    mean_span: float | None = option(
+        None, minimum=1, maximum=100, help="tokens in a hidden span on average (denoise; default: 3)"
+    )
     permute_sentences: bool = option(False, help="put sentences in random order before infilling (denoise)")
     scored_positions: Literal["all", "masked"] = option(
         "all", help="positions that are compared with the teacher (masked): all that are no padding, or the hidden ones"
@@ -43,8 +45,8 @@ class PretrainingConfig(MixtureConfig):
     stream: tuple[str, ...] = option(
         (),
         metavar="CORPUS=NAME[:CONFIG[:SPLIT]],..",
-        help="train on streamed text: NAME is a pattern of .jsonl, .parquet, .txt or .csv files, a folder of "
-        "datasets' save_to_disk, or a hub name; CORPUS a data folder's name or a language",
+        help="train on streamed text: NAME is a pattern of .jsonl, .parquet, .txt or .csv files (without commas), a "
+        "folder of datasets' save_to_disk, or a hub name; CORPUS a data folder's name or a language",
     )
     stream_column: str = option("text", help="column of the streams to read")
 
@@ -52,6 +54,7 @@ class PretrainingConfig(MixtureConfig):
         super().__post_init__()
         belongs = {
             "mask_ratio": (self.mask_ratio is not None, ("denoise", "masked")),
+            "mean_span": (self.mean_span is not None, ("denoise",)),
             "permute_sentences": (self.permute_sentences, ("denoise",)),
             "scored_positions": (self.scored_positions == "masked", ("masked",)),
         }

@@ -159,7 +159,7 @@ def test_a_state_of_another_mixture_is_refused():
     corpora = [stored("en", [50]), stored("fr", [33])]
     batching = BatchingConfig(batch_size=4, samples_per_epoch=50)
     state = mixed_batches(corpora, load, MixtureConfig(), batching, seed=1).state_dict()
-    with pytest.raises(CheckpointError, match="corpora was"):
+    with pytest.raises(CheckpointError, match=r"corpora: en: share was 0.6\d+ and is 0.5 now;"):
         mixed_batches(corpora, load, MixtureConfig(mixture="equal"), batching, seed=1).load_state_dict(state)
 
 
@@ -191,6 +191,7 @@ ROWS = {"en": 900, "fr": 100}
         ({"mixture": "equal"}, {"en": 0.5, "fr": 0.5}),
         ({"mixture": "temperature", "mixture_temperature": 2.0}, {"en": 0.75, "fr": 0.25}),
         ({"mixture": "temperature", "mixture_temperature": 1.0}, {"en": 0.9, "fr": 0.1}),
+        ({"mixture": "temperature"}, {"en": 9**0.2 / (9**0.2 + 1), "fr": 1 / (9**0.2 + 1)}),
         ({"mixture": "weights", "mixture_weights": ("fr=0.4", "en=0.6")}, {"en": 0.6, "fr": 0.4}),
     ],
 )
@@ -213,6 +214,7 @@ def test_weights_that_sum_up_to_rounding_are_made_to_sum():
         (("en=x", "fr=1"), "en=x: give NAME=W"),
         (("en=-1", "fr=2"), "en=-1: give NAME=W"),
         (("en=nan", "fr=1"), "en=nan: give NAME=W"),
+        (("en0.5", "fr=1"), "en0.5: give NAME=W"),
     ],
 )
 def test_bad_weights_are_one_clear_line(weights, message):
@@ -225,5 +227,7 @@ def test_options_that_do_not_go_together_are_refused():
         MixtureConfig(mixture_weights=("en=1",))
     with pytest.raises(ConfigError, match="--mixture weights goes with --mixture-weights"):
         MixtureConfig(mixture="weights")
+    with pytest.raises(ConfigError, match="--mixture-temperature goes with --mixture temperature; leave it out"):
+        MixtureConfig(mixture="equal", mixture_temperature=5.0)
     with pytest.raises(ConfigError, match="that of the stream fr is not known"):
         MixtureConfig().shares({"en": 5, "fr": None})

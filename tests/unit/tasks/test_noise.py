@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cktk.protocols import IGNORED
-from cktk.tasks.noise import Infilling, Masking, SpanCorruption, permute_sentences, sentence_ends
+from cktk.tasks.noise import Infilling, Masking, Reconstruct, SpanCorruption, permute_sentences, sentence_ends
 
 MASK = 99
 SENTINELS = tuple(range(120, 100, -1))
@@ -139,6 +139,12 @@ def test_permutation_reaches_all_orders_and_infilling_takes_it():
     assert len(orders) == 6
     source, target = Infilling(MASK, 1e-12, 3.0, ends)(text, rng(3))
     assert target.tolist() == text.tolist() and tuple(source.tolist()) in orders
+
+
+def test_only_what_rebuilds_the_text_is_a_reconstruction():
+    for noise in (Infilling(MASK, 0.3, 3.0), Masking(MASK, np.arange(3), 0.15, False)):
+        assert not isinstance(noise, Reconstruct)
+        assert noise.lengths(np.array([4, 9])).tolist() == [[4, 4], [9, 9]]
 
 
 def test_sentences_end_with_full_stops_of_many_scripts():

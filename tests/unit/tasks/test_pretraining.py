@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import MBart50Tokenizer, PreTrainedTokenizerFast
 
+from cktk.config.options import checked
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.corpora import Corpora
 from cktk.data.iterators import PlannedBatches
@@ -302,12 +303,19 @@ def test_a_teacher_cache_of_anything_else_is_refused(paths, folders, options, me
         ("plain", {"stream": ("a=x", "a=y")}, "--stream a=y: a is given twice"),
         ("plain", {"mixture": "weights", "mixture_weights": ("fr=1",)}, "no corpus 'fr'; known: plain"),
         ("plain", {"mask_ratio": 0.2}, "--mask-ratio goes with --objective denoise or masked"),
+        ("plain", {"mean_span": 3.0}, "--mean-span goes with --objective denoise; leave it out"),
         ("plain", {"scored_positions": "masked"}, "--scored-positions goes with --objective masked"),
     ],
 )
 def test_bad_settings_are_one_clear_line(paths, folder, options, message):
     with pytest.raises(ConfigError, match=message):
         task_of(paths[folder], **options).describe()
+
+
+@pytest.mark.parametrize("span", [0.5, 101])
+def test_a_mean_span_out_of_bounds_is_refused(span):
+    with pytest.raises(ConfigError, match="mean_span=.* is out of range: must be at"):
+        checked(PretrainingConfig, objective="denoise", mean_span=span)
 
 
 def test_samples_are_512_tokens_or_what_models_take(paths):
