@@ -52,7 +52,8 @@ class Validator:
         with evaluation_mode(self._step), torch.no_grad():
             known = {*self._losses(1), *(self._scorer.figures if self._scorer else ())}
         if metric not in known:
-            names = sorted(name for name in known if "/" not in name)
+            # With many corpora their own figures would hide the others: they are for who asks for one of them.
+            names = sorted(name for name in known if "/" in metric or "/" not in name)
             hint = f" ({metric} needs {_FLAGS[metric]})" if metric in _FLAGS else ""
             raise ConfigError(f"--best-checkpoint-metric: {unknown_name(metric, names)}{hint}")
 

@@ -137,14 +137,22 @@ def test_an_encoder_learns_from_its_teacher(
         (["--stream", "en=nothing/*.jsonl", "--mixture", "equal"], "nothing/*.jsonl: no such file"),
         (["--stream", "en=en.jsonl"], "that of the stream en is not known"),
         (["--samples-per-epoch", "3"], "--samples-per-epoch 3: there are 3 corpora"),
-        (["--best-checkpoint-metric", "kl/xx"], "unknown name 'kl/xx'"),
+        (["--best-checkpoint-metric", "kl/xx"], "unknown name 'kl/xx'; did you mean kl/"),
+        (["--mean-span", "0.5", "--objective", "denoise"], "0.5 is out of range: must be at least 1"),
+        (["--finetune-from-model", "BERT"], "does not fit the model to finetune, whose model type is bert"),
     ],
 )
 def test_bad_settings_are_one_clear_line(
-    folder: Path, bart: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+    folder: Path,
+    bart: Path,
+    bert: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
 ) -> None:
     common = [*toy.SHAPE, "--teacher", str(bart), "--criterion", "kl_kd", "--max-update", "2"]
-    more = [part.replace("=en.jsonl", f"={folder}/en.jsonl") for part in more]
+    more = [part.replace("=en.jsonl", f"={folder}/en.jsonl").replace("BERT", str(bert)) for part in more]
     flags = toy.flags(Path(data(folder)), tmp_path / "run", *COMMON, *common, *more)
     assert message in toy.error_of(capsys, *flags)
     assert not (tmp_path / "run").exists()

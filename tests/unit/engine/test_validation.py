@@ -78,6 +78,17 @@ def test_several_corpora_give_the_figures_of_each_and_of_all() -> None:
     assert values["kl"] == pytest.approx(mean, rel=1e-10) and values["kl/en"] != pytest.approx(values["kl/fr"])
 
 
+def test_a_wrong_figure_of_a_corpus_is_answered_with_those_of_all() -> None:
+    updater = parts.updater("cka_kd")
+    passes = {name: lambda: iter(split([8])) for name in ("en", "fr")}
+    one = Validator(updater.step, updater.teacher, passes, parts.CPU)
+    with pytest.raises(ConfigError, match="unknown name 'kl/de'; .*known: .*kl, kl/en, kl/fr"):
+        one.check("kl/de")
+    with pytest.raises(ConfigError, match="did you mean kl") as told:
+        one.check("kll")
+    assert "/" not in str(told.value)
+
+
 def test_an_empty_corpus_is_named() -> None:
     updater = parts.updater("cka_kd")
     passes = {"en": lambda: iter(split([8])), "fr": lambda: iter(())}
