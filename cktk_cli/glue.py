@@ -13,7 +13,6 @@ from typing import Any
 
 from cktk.config.command import Settings
 from cktk.data.batch_config import BatchingConfig
-from cktk.data.rewrite_config import NewTargetsConfig
 from cktk.errors import ConfigError
 from cktk.evaluation.configs import EvaluateConfig
 from cktk.generation.configs import GenerateConfig, ModelConfig, SearchBatchConfig
@@ -36,7 +35,6 @@ def predict(settings: Settings) -> None:
         ("--prefix", config.prefix is not None),
         ("--scoring", config.scoring is not None),
         ("--reference", config.reference is not None),
-        ("--dest-dir", settings.section(NewTargetsConfig).dest_dir is not None),
     ):
         if given:
             raise ConfigError(f"{flag} has no meaning with --task glue; leave it out")

@@ -20,7 +20,7 @@ from cktk.data.glue import GLUE_TASKS
 from cktk.data.shards import DataFolder
 from cktk.distributed import world as distributed
 from cktk.errors import DataError
-from cktk.evaluation.glue import metrics_of, paper_score, score_answers, task_score
+from cktk.evaluation.glue import known_rows, metrics_of, paper_score, score_answers, task_score
 from cktk.tasks.answers import answers
 from cktk.tasks.configs import GlueConfig
 from cktk.tasks.glue import GlueTask
@@ -113,6 +113,8 @@ class SentenceModel:
         and that of the paper.
         """
         splits = {"": split} | ({"mm": f"{split}_mm"} if f"{split}_mm" in self.data.splits else {})
+        for name in splits.values():
+            known_rows(self.task.rows(name).labels(), self.task.labels, f"{self.data.path}: split {name}")
         found = {key: answer(name) for key, name in splits.items()}
         figures = {key: answers.figures() for key, answers in found.items()}
         benchmark = self.task.benchmark

@@ -1,1 +1,1 @@
-"""Scores of translations, and comparisons of models."""
+"""Scores of what models give: translations, summaries, answers about sentences."""

@@ -38,6 +38,16 @@ def metrics_of(benchmark: str | None, labels: Sequence[str] | None) -> tuple[str
     return REGRESSION if labels is None else CLASSIFICATION
 
 
+def known_rows(
+    gold: npt.NDArray[np.float64] | npt.NDArray[np.int64], labels: Sequence[str] | None, what: str
+) -> npt.NDArray[np.bool_]:
+    """Which rows of ``gold`` (N,) have a label, see `score_answers`; raises `DataError` if none has."""
+    known: npt.NDArray[np.bool_] = ~np.isnan(gold) if labels is None else gold >= 0
+    if not known.any():
+        raise DataError(f"{what} has no labels to score against; choose a split that has, e.g. valid")
+    return known
+
+
 def score_answers(
     gold: npt.NDArray[np.float64] | npt.NDArray[np.int64], answers: Numbers, labels: Sequence[str] | None, what: str
 ) -> dict[str, float]:
@@ -47,13 +57,10 @@ def score_answers(
     no row is known. F1 is that of class 1 of two, of more classes the mean over those that occur. Correlations with
     what is constant are 0, as is Matthews'.
     """
-    known = ~np.isnan(gold) if labels is None else gold >= 0
-    if not known.any():
-        raise DataError(f"{what} has no labels to score against; choose a split that has, e.g. valid")
+    known = known_rows(gold, labels, what)
     gold, answers = gold[known], answers[known]
-    if not np.isfinite(
-        answers
-    ).all():  # a model that came apart in training has to be told from others, not to stop all
+    # A model that came apart in training has to be told from others, not to stop all.
+    if not np.isfinite(answers).all():
         return dict.fromkeys(REGRESSION if labels is None else CLASSIFICATION, math.nan)
     if labels is None:
         return _correlations(gold.astype(np.float64), answers[:, 0])

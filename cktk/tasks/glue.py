@@ -51,7 +51,7 @@ class GlueTask:
 
     @staticmethod
     def head(config: GlueConfig, data: Corpora) -> SentenceHead:  # noqa: ARG004
-        """The head that models for ``data`` have to have; see `cktk.tasks.base.ChoosesHead`."""
+        """The head that models for ``data`` have to have; see `cktk.assemble.heads.wanted_head`."""
         return SentenceHead(_folder(data).labels)
 
     @property
