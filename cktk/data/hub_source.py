@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 
 from cktk.data import columns
 from cktk.data.configs import DatasetsSourceConfig
-from cktk.data.layouts import Layout, Row
+from cktk.data.layouts import Column, Layout, Row
+from cktk.data.values import Labels
 from cktk.errors import DataError
 from cktk.utils.words import unknown_name
 
@@ -20,12 +23,14 @@ _BATCH_ROWS = 4096
 class DatasetsSource:
     """Splits of a dataset; its rows stay on disk (memory-mapped) and are read in batches.
 
-    Wmt-style rows, ``{"translation": {"ro": ..., "en": ...}}``, are found without naming columns.
+    Wmt-style rows, ``{"translation": {"ro": ..., "en": ...}}``, are found without naming columns. Numbers in a column
+    of ``ClassLabel`` stand for the names that it declares.
     """
 
     def __init__(self, config: DatasetsSourceConfig, layout: Layout) -> None:
         self._name = config.dataset
         self._columns = layout.columns
+        self._label = layout.label
         found = _load(config.dataset, config.dataset_config or _configuration(config.dataset, layout))
         published = layout.published.hub_splits if layout.published is not None else {}
         self._splits: dict[str, datasets.Dataset] = {}
@@ -45,25 +50,54 @@ class DatasetsSource:
     def splits(self) -> list[str]:
         return list(self._splits)
 
+    def label_names(self) -> tuple[str, ...] | None:
+        """The classes that the label column of the train split (else of the first) declares, in their order."""
+        if self._label is None:
+            return None
+        split = "train" if "train" in self._splits else next(iter(self._splits))
+        return _class_names(self._splits[split].features, self._path(self._label, split))
+
     def count(self, split: str) -> int:
         """Rows of ``split``; raises `DataError` if there are none, or a column is missing."""
         data = self._splits[split]
-        if not len(data):
-            raise DataError(f"--dataset {self._name}: its {split} split is empty")
         next(self.rows(split))
         return len(data)
 
     def rows(self, split: str) -> Iterator[Row]:
         data = self._splits[split]
         where = f"--dataset {self._name}, {split} split"
-        paths = [columns.find_column(column, data[0], split, where) for column in self._columns]
+        paths = [self._path(column, split) for column in self._columns]
+        readers = [
+            _named(column, _class_names(data.features, path)) for column, path in zip(self._columns, paths, strict=True)
+        ]
         names = list({path[0] for path in paths if path is not None})
         number = 0
         for batch in data.select_columns(names).iter(_BATCH_ROWS):
             for cells in zip(*(batch[name] for name in names), strict=True):
                 number += 1
                 row = dict(zip(names, cells, strict=True))
-                yield columns.read_row(self._columns, paths, row, f"{where}, row {number}")
+                yield columns.read_row(readers, paths, row, f"{where}, row {number}")
+
+    def _path(self, column: Column, split: str) -> columns.Path | None:
+        """Where ``column`` is in rows of ``split``; raises `DataError` if it is missing, or there are no rows."""
+        data = self._splits[split]
+        if not len(data):
+            raise DataError(f"--dataset {self._name}: its {split} split is empty")
+        return columns.find_column(column, data[0], split, f"--dataset {self._name}, {split} split")
+
+
+def _class_names(features: Any, path: columns.Path | None) -> tuple[str, ...] | None:
+    """The names that the feature at ``path`` declares; None where it is no ``ClassLabel``."""
+    for name in path or ():
+        features = features.get(name) if isinstance(features, Mapping) else None
+    return tuple(features.names) if isinstance(features, datasets.ClassLabel) else None
+
+
+def _named(column: Column, names: tuple[str, ...] | None) -> Column:
+    """``column`` with cells that count in ``names``."""
+    if names is None or not isinstance(column.values, Labels):
+        return column
+    return replace(column, values=replace(column.values, coded=names))
 
 
 def _configuration(name: str, layout: Layout) -> str | None:

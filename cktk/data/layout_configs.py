@@ -52,7 +52,9 @@ class GlueDataConfig:
     text_columns: tuple[str, ...] = option((), help=f"column of the text, or of both texts: {_COLUMN}", metavar="A[,B]")
     label_column: str | None = _column("the label", "label, or the task's own")
     label_names: tuple[str, ...] = option(
-        (), help="the labels' names in the order of their numbers 0, 1, .. (default: those of the train split, sorted)"
+        (),
+        help="the labels' names in the order of their numbers 0, 1, .. (default: those that a dataset declares, or of "
+        "the train split, sorted)",
     )
     regression: bool = option(False, help="labels are numbers, not classes")
     lang: str = _lang()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from cktk.data.configs import TextSourceConfig
 from cktk.data.layouts import SPLITS, Column, Layout, Row
@@ -30,11 +30,26 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class NamesLabels(Protocol):
+    """A source whose data may say which classes there are."""
+
+    def label_names(self) -> tuple[str, ...] | None:
+        """The names of the classes in the order of their numbers; None where the data does not say."""
+        ...
+
+
 def open_source(make: Callable[[Layout], Source], layout: Layout) -> tuple[Source, Layout]:
-    """The source of ``layout``, and the layout with its labels: those of the train split where none are declared."""
+    """The source of ``layout``, and the layout with its labels.
+
+    Where the user declares none, they are those that the data declares, or else those found in the train split.
+    """
     source = make(layout)
     if layout.label is None or layout.labels is not None:
         return source, layout
+    if isinstance(source, NamesLabels) and (declared := source.label_names()) is not None:
+        layout = layout.with_labels(declared)
+        return make(layout), layout
     if "train" not in source.splits():
         raise DataError("--label-names is needed: there is no train split to find the labels in")
     place = layout.columns.index(layout.label)

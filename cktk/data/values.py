@@ -23,15 +23,19 @@ _MOST_LABELS = 1000
 class Labels:
     """Classes, by their name or their number; empty, null and -1 are labels that are not known.
 
-    Without ``names`` the set is not declared yet, and a cell is read as its text, for `names_of`.
+    Without ``names`` the set is not declared yet, and a cell is read as its text, for `names_of`. Where the data says
+    which names its numbers stand for, these are ``coded``.
     """
 
     names: tuple[str, ...] | None
+    coded: tuple[str, ...] | None = None
     kind: ClassVar[Kind] = "integer"
     absent: ClassVar[int] = UNKNOWN_LABEL
 
     def read(self, cell: object, where: str) -> int | str:
         """The number of the label ``cell``; raises `DataError` for one outside of the declared set."""
+        if self.coded is not None and isinstance(cell, int):
+            cell = self.coded[cell] if 0 <= cell < len(self.coded) else None
         text = _label_text(cell, where)
         if text in ("", str(UNKNOWN_LABEL)):
             return UNKNOWN_LABEL

@@ -52,6 +52,20 @@ def table(path: Path, *lines: str) -> str:
     return str(path)
 
 
+def saved(path: Path) -> DatasetsSourceConfig:
+    return DatasetsSourceConfig(dataset=str(path))
+
+
+def save_classes(path: Path, names: list[str], labels: list[int], nested: bool = False) -> None:
+    """Save a dataset with ``labels`` that count in ``names``, as ``label`` or as ``y.label``."""
+    text, classes = datasets.Value("string"), datasets.ClassLabel(names=names)
+    features: dict[str, Any] = {"premise": text, "hypothesis": text}
+    features |= {"y": {"label": classes}} if nested else {"label": classes}
+    cells = [{"y": {"label": label}} if nested else {"label": label} for label in labels]
+    rows = [{"premise": "a", "hypothesis": "b", **cell} for cell in cells]
+    datasets.Dataset.from_list(rows, features=datasets.Features(features)).save_to_disk(str(path))
+
+
 def read(source: Any) -> dict[str, list[tuple[Any, ...]]]:
     """All rows by split; what `count` says has to be true."""
     found = {split: list(source.rows(split)) for split in source.splits()}
@@ -295,6 +309,35 @@ class TestGlue:
         assert layout.labels == names
         known = [names.index(str(cell)) if cell not in ("", None) else -1 for cell in cells]
         assert [row[1] for row in source.rows("train")] == known
+
+    @pytest.mark.parametrize(
+        ("given", "names", "numbers"),
+        [
+            ({"text_columns": ("premise",)}, ("pos", "neg", "mixed"), [1, 2, -1]),
+            (
+                {"text_columns": ("premise",), "label_names": ("neg", "pos", "mixed")},
+                ("neg", "pos", "mixed"),
+                [0, 2, -1],
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_names_that_a_dataset_declares(
+        self, tmp_path: Path, nested: bool, given: dict[str, Any], names: tuple[str, ...], numbers: list[int]
+    ) -> None:
+        save_classes(tmp_path / "set", ["pos", "neg", "mixed"], [1, 2, -1], nested)
+        layout = glue(GlueDataConfig(**given, label_column="y.label" if nested else "label"))
+        source, layout = open_source(partial(DatasetsSource, saved(tmp_path / "set")), layout)
+        assert layout.labels == names
+        assert [row[-1] for row in source.rows("train")] == numbers
+
+    def test_declared_names_of_a_published_task(self, tmp_path: Path) -> None:
+        save_classes(tmp_path / "set", ["contradiction", "entailment", "neutral"], [0, 1, 2])
+        rows = list(DatasetsSource(saved(tmp_path / "set"), glue_task("mnli")).rows("train"))
+        assert [row[-1] for row in rows] == [2, 0, 1]
+        save_classes(tmp_path / "other", ["yes", "no"], [0, 1])
+        with pytest.raises(DataError, match="row 1: label 'yes' is not one of entailment, neutral, contradiction"):
+            list(DatasetsSource(saved(tmp_path / "other"), glue_task("mnli")).rows("train"))
 
     def test_labels_that_cannot_be_found(self, tmp_path: Path) -> None:
         layout = glue(GlueDataConfig(text_columns=("t",)))
