@@ -21,7 +21,7 @@ _MOST_LABELS = 1000
 
 @dataclass(frozen=True)
 class Labels:
-    """Classes, by their name or their number; empty, null and -1 are labels that are not known.
+    """Classes, by their name or their number; empty, null and -1 (unless it is a name) are labels that are not known.
 
     Without ``names`` the set is not declared yet, and a cell is read as its text, for `names_of`. Where the data says
     which names its numbers stand for, these are ``coded``.
@@ -37,14 +37,16 @@ class Labels:
         if self.coded is not None and isinstance(cell, int):
             cell = self.coded[cell] if 0 <= cell < len(self.coded) else None
         text = _label_text(cell, where)
-        if text in ("", str(UNKNOWN_LABEL)):
+        if not text:
             return UNKNOWN_LABEL
         if self.names is None:
             return text
         if text in self.names:
             return self.names.index(text)
+        if text == str(UNKNOWN_LABEL):
+            return UNKNOWN_LABEL
         # Numbers stand for names, unless the names are numbers: then it would be unclear what they count.
-        if text.isdecimal() and int(text) < len(self.names) and not any(name.isdecimal() for name in self.names):
+        if text.isdecimal() and int(text) < len(self.names) and not any(map(_is_number, self.names)):
             return int(text)
         known = ", ".join(self.names)
         raise DataError(f"{where}: label {text!r} is not one of {known}; mend the row, or see --label-names")
@@ -121,7 +123,7 @@ def _label_text(cell: object, where: str) -> str:
 def names_of(cells: Iterable[int | str]) -> tuple[str, ...]:
     """The different labels among ``cells``, as `Labels` without names reads them: numbers by size, others by name.
 
-    Raises `DataError` where there is none, or more than a thousand.
+    Raises `DataError` where there are fewer than two or more than a thousand, or -1 is among them.
     """
     found: set[str] = set()
     for cell in cells:
@@ -132,7 +134,21 @@ def names_of(cells: Iterable[int | str]) -> tuple[str, ...]:
                 f"the train split has more than {_MOST_LABELS:,} different labels; --regression takes numbers, "
                 "--label-names names classes"
             )
-    if not found:
-        raise DataError("the train split has no label; give --label-names, or label some of it")
-    numbers = all(name.removeprefix("-").isdecimal() for name in found)
-    return tuple(sorted(found, key=int) if numbers else sorted(found))
+    unknown = str(UNKNOWN_LABEL)
+    if unknown in found and len(found) > 1:
+        raise DataError(
+            "the train split holds the label -1 beside others: -1 means unknown; give all classes with --label-names, "
+            "and where -1 is a class, it too (--label-names=-1,1)"
+        )
+    if not found - {unknown}:
+        raise DataError("the train split has no label (-1 means unknown); give --label-names, or label some of it")
+    if len(found) == 1:
+        raise DataError(
+            f"the train split has the label {min(found)!r} alone (empty and -1 mean unknown), and classes are 2 or "
+            "more; give all of them with --label-names"
+        )
+    return tuple(sorted(found, key=int) if all(map(_is_number, found)) else sorted(found))
+
+
+def _is_number(name: str) -> bool:
+    return name.removeprefix("-").isdecimal()

@@ -342,13 +342,40 @@ class TestGlue:
     def test_labels_that_cannot_be_found(self, tmp_path: Path) -> None:
         layout = glue(GlueDataConfig(text_columns=("t",)))
         path = table(tmp_path / "a.tsv", "t\tlabel", "x\t")
-        with pytest.raises(DataError, match="the train split has no label; give --label-names"):
+        with pytest.raises(DataError, match=r"the train split has no label \(-1 means unknown\); give --label-names"):
             open_source(partial(TsvSource, DelimitedSourceConfig(train_file=path)), layout)
         with pytest.raises(DataError, match="--label-names is needed: there is no train split"):
             open_source(partial(TsvSource, DelimitedSourceConfig(valid_file=path)), layout)
         path = table(tmp_path / "b.tsv", "t\tlabel", *(f"x\t{number}" for number in range(1001)))
         with pytest.raises(DataError, match="more than 1,000 different labels; --regression takes numbers"):
             open_source(partial(TsvSource, DelimitedSourceConfig(train_file=path)), layout)
+
+    @pytest.mark.parametrize(
+        ("cells", "message"),
+        [
+            ((1, -1, 1), r"label -1 beside others: -1 means unknown; .* \(--label-names=-1,1\)"),
+            ((0, -1, 1), "label -1 beside others: -1 means unknown"),
+            ((-1, -1), r"no label \(-1 means unknown\)"),
+            (("good", "good"), "the label 'good' alone .* -1 mean unknown"),
+        ],
+    )
+    def test_labels_that_may_be_unknown_are_not_guessed(
+        self, tmp_path: Path, cells: tuple[object, ...], message: str
+    ) -> None:
+        path = table(tmp_path / "a.jsonl", *(json.dumps({"t": "x", "label": cell}) for cell in cells))
+        with pytest.raises(DataError, match=message):
+            open_source(
+                partial(JsonlSource, TableSourceConfig(train_file=path)), glue(GlueDataConfig(text_columns=("t",)))
+            )
+
+    @pytest.mark.parametrize(("names", "numbers"), [(("-1", "1"), [0, 1, -1]), (("0", "1"), [-1, 1, -1])])
+    def test_minus_one_is_a_class_where_it_is_declared(
+        self, tmp_path: Path, names: tuple[str, ...], numbers: list[int]
+    ) -> None:
+        path = table(tmp_path / "a.tsv", "t\tlabel", "x\t-1", "x\t1", "x\t")
+        layout = glue(GlueDataConfig(text_columns=("t",), label_names=names))
+        source, _ = open_source(partial(TsvSource, DelimitedSourceConfig(train_file=path)), layout)
+        assert [row[1] for row in source.rows("train")] == numbers
 
     @pytest.mark.parametrize(
         ("split", "lines", "message"),
