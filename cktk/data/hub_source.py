@@ -55,7 +55,8 @@ class DatasetsSource:
         if self._label is None:
             return None
         split = "train" if "train" in self._splits else next(iter(self._splits))
-        return _class_names(self._splits[split].features, self._path(self._label, split))
+        names = _class_names(self._splits[split].features, self._path(self._label, split))
+        return None if names is None else tuple(dict.fromkeys(names))
 
     def count(self, split: str) -> int:
         """Rows of ``split``; raises `DataError` if there are none, or a column is missing."""
@@ -90,7 +91,7 @@ def _class_names(features: Any, path: columns.Path | None) -> tuple[str, ...] | 
     """The names that the feature at ``path`` declares; None where it is no ``ClassLabel``."""
     for name in path or ():
         features = features.get(name) if isinstance(features, Mapping) else None
-    return tuple(features.names) if isinstance(features, datasets.ClassLabel) else None
+    return tuple(name.strip() for name in features.names) if isinstance(features, datasets.ClassLabel) else None
 
 
 def _named(column: Column, names: tuple[str, ...] | None) -> Column:

@@ -68,7 +68,7 @@ class GlueDataConfig:
             raise ConfigError(f"--text-columns {','.join(self.text_columns)}: takes one column or two")
         if self.regression and self.label_names:
             raise ConfigError("--regression has no --label-names: leave out one of them")
-        if len(set(self.label_names)) != len(self.label_names):
+        if len({name.strip() for name in self.label_names}) != len(self.label_names):
             raise ConfigError(f"--label-names {','.join(self.label_names)}: holds a name twice")
         if self.glue_task is not None:
             self._check_published(self.glue_task)

@@ -193,7 +193,7 @@ def glue(config: GlueDataConfig) -> Layout:
         # The hub's STS-B has -1 for the scores of its test split; they run from 0 to 5.
         values = Numbers(stand_in=-1.0) if task.labels is None else Labels(task.labels)
     else:
-        values = Numbers() if config.regression else Labels(config.label_names or None)
+        values = Numbers() if config.regression else Labels(tuple(map(str.strip, config.label_names)) or None)
     names = task.label if task else ("label",)
     label = Column("label", "--label-column", config.label_column, names, values=values, optional=True)
     extra = {split: getattr(config, f"{split}_file") for split in MISMATCHED.values()}

@@ -23,6 +23,8 @@ _MOST_LABELS = 1000
 class Labels:
     """Classes, by their name or their number; empty, null and -1 (unless it is a name) are labels that are not known.
 
+    Blanks around a label do not count.
+
     Without ``names`` the set is not declared yet, and a cell is read as its text, for `names_of`. Where the data says
     which names its numbers stand for, these are ``coded``.
     """
@@ -110,7 +112,7 @@ def _label_text(cell: object, where: str) -> str:
     if cell is None:
         return ""
     if isinstance(cell, str):
-        return cell
+        return cell.strip()
     if isinstance(cell, float) and not cell.is_integer():
         if math.isnan(cell):
             return ""

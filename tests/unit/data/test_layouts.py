@@ -310,6 +310,19 @@ class TestGlue:
         known = [names.index(str(cell)) if cell not in ("", None) else -1 for cell in cells]
         assert [row[1] for row in source.rows("train")] == known
 
+    def test_blanks_around_labels_do_not_count(self, tmp_path: Path) -> None:
+        path = table(tmp_path / "a.tsv", "t\tlabel", "x\tpos", "x\t pos", "x\tneg ", "x\t  ")
+        make = partial(TsvSource, DelimitedSourceConfig(train_file=path))
+        source, layout = open_source(make, glue(GlueDataConfig(text_columns=("t",))))
+        assert layout.labels == ("neg", "pos")
+        assert [row[1] for row in source.rows("train")] == [1, 1, 0, -1]
+        layout = glue(GlueDataConfig(text_columns=("t",), label_names=("pos ", " neg")))
+        assert [row[1] for row in make(layout).rows("train")] == [0, 0, 1, -1]
+        save_classes(tmp_path / "set", [" a", "b "], [0, 1])
+        layout = glue(GlueDataConfig(text_columns=("premise",)))
+        source, layout = open_source(partial(DatasetsSource, saved(tmp_path / "set")), layout)
+        assert layout.labels == ("a", "b") and [row[1] for row in source.rows("train")] == [0, 1]
+
     @pytest.mark.parametrize(
         ("given", "names", "numbers"),
         [
