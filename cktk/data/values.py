@@ -18,6 +18,9 @@ UNKNOWN_LABEL = -1
 
 _MOST_LABELS = 1000
 
+#: What mends a cell of a published task, whose labels are not the user's to choose.
+_PUBLISHED = "mend the row, or choose another --label-column"
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -26,11 +29,12 @@ class Labels:
     Blanks around a label do not count.
 
     Without ``names`` the set is not declared yet, and a cell is read as its text, for `names_of`. Where the data says
-    which names its numbers stand for, these are ``coded``.
+    which names its numbers stand for, these are ``coded``. ``published`` are the labels of a benchmark.
     """
 
     names: tuple[str, ...] | None
     coded: tuple[str, ...] | None = None
+    published: bool = False
     kind: ClassVar[Kind] = "integer"
     absent: ClassVar[int] = UNKNOWN_LABEL
 
@@ -38,7 +42,7 @@ class Labels:
         """The number of the label ``cell``; raises `DataError` for one outside of the declared set."""
         if self.coded is not None and isinstance(cell, int):
             cell = self.coded[cell] if 0 <= cell < len(self.coded) else None
-        text = _label_text(cell, where)
+        text = _label_text(cell, where, _PUBLISHED if self.published else "add --regression")
         if not text:
             return UNKNOWN_LABEL
         if self.names is None:
@@ -51,7 +55,8 @@ class Labels:
         if text.isdecimal() and int(text) < len(self.names) and not any(map(_is_number, self.names)):
             return int(text)
         known = ", ".join(self.names)
-        raise DataError(f"{where}: label {text!r} is not one of {known}; mend the row, or see --label-names")
+        mend = _PUBLISHED if self.published else "mend the row, or see --label-names"
+        raise DataError(f"{where}: label {text!r} is not one of {known}; {mend}")
 
     def unknown(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of ``values`` are not known."""
@@ -60,9 +65,13 @@ class Labels:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers; empty, null, NaN and ``stand_in`` are values that are not known."""
+    """Numbers; empty, null, NaN and ``stand_in`` are values that are not known.
+
+    ``published`` are the scores of a benchmark.
+    """
 
     stand_in: float | None = None
+    published: bool = False
     kind: ClassVar[Kind] = "number"
     absent: ClassVar[float] = math.nan
 
@@ -75,7 +84,8 @@ class Numbers:
         except (ValueError, OverflowError):
             number = math.inf
         if math.isinf(number):
-            raise DataError(f"{where}: {cell!r} is not a number; mend the row, or leave out --regression")
+            mend = _PUBLISHED if self.published else "mend the row, or leave out --regression"
+            raise DataError(f"{where}: {cell!r} is not a number; {mend}")
         return math.nan if number == self.stand_in else number
 
     def unknown(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
@@ -108,7 +118,7 @@ class Documents:
 Values = Labels | Numbers | Documents
 
 
-def _label_text(cell: object, where: str) -> str:
+def _label_text(cell: object, where: str, mend: str) -> str:
     if cell is None:
         return ""
     if isinstance(cell, str):
@@ -116,7 +126,7 @@ def _label_text(cell: object, where: str) -> str:
     if isinstance(cell, float) and not cell.is_integer():
         if math.isnan(cell):
             return ""
-        raise DataError(f"{where}: label {cell} is a number and not a class; add --regression")
+        raise DataError(f"{where}: label {cell} is a number and not a class; {mend}")
     if isinstance(cell, bool | int | float):
         return str(int(cell))
     raise DataError(f"{where}: a label is text or a whole number, not {type(cell).__name__}")

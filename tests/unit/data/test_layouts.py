@@ -425,6 +425,22 @@ class TestGlue:
             with pytest.raises(DataError, match=message):
                 list(make(glue_task("sst2")).rows("train"))
 
+    @pytest.mark.parametrize(
+        ("task", "cell", "message"),
+        [
+            ("sst2", 7, "'7' is not one of negative, positive"),
+            ("sst2", 0.5, "label 0.5 is a number and not a class"),
+            ("stsb", "high", "'high' is not a number"),
+        ],
+    )
+    def test_advice_for_published_tasks_can_be_followed(
+        self, tmp_path: Path, task: str, cell: object, message: str
+    ) -> None:
+        row = {"sentence": "x", "sentence1": "x", "sentence2": "x", "label": cell}
+        path = table(tmp_path / "a.jsonl", json.dumps(row))
+        with pytest.raises(DataError, match=f"{message}; mend the row, or choose another --label-column$"):
+            list(JsonlSource(TableSourceConfig(train_file=path), glue_task(task)).rows("train"))
+
     def test_scores(self, tmp_path: Path) -> None:
         path = table(tmp_path / "a.csv", "sentence1,sentence2,score", 'a,"b, c",3.8', "d,e,")
         rows = list(CsvSource(DelimitedSourceConfig(train_file=path), glue_task("stsb")).rows("train"))
