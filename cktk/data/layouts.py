@@ -191,7 +191,8 @@ def glue(config: GlueDataConfig) -> Layout:
     values: Values
     if task is not None:
         # The hub's STS-B has -1 for the scores of its test split; they run from 0 to 5.
-        values = Numbers(-1.0, published=True) if task.regression else Labels(task.labels, published=True)
+        scores = Numbers(-1.0, published=True, bounds=(0.0, 5.0))
+        values = scores if task.regression else Labels(task.labels, published=True)
     else:
         values = Numbers() if config.regression else Labels(tuple(map(str.strip, config.label_names)) or None)
     names = task.label if task else ("label",)

@@ -67,26 +67,32 @@ class Labels:
 class Numbers:
     """Numbers; empty, null, NaN and ``stand_in`` are values that are not known.
 
-    ``published`` are the scores of a benchmark.
+    ``published`` are the scores of a benchmark. Others than from the first of ``bounds`` to the second are refused.
     """
 
     stand_in: float | None = None
     published: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
     kind: ClassVar[Kind] = "number"
     absent: ClassVar[float] = math.nan
 
     def read(self, cell: object, where: str) -> float:
-        """``cell`` as a number; raises `DataError` for anything else, and for infinity."""
+        """``cell`` as a number; raises `DataError` for anything else, for infinity and for one out of bounds."""
         if cell is None or cell == "":
             return math.nan
         try:
             number = float(cell) if isinstance(cell, str | int | float) else math.inf
         except (ValueError, OverflowError):
             number = math.inf
+        mend = _PUBLISHED if self.published else "mend the row, or leave out --regression"
         if math.isinf(number):
-            mend = _PUBLISHED if self.published else "mend the row, or leave out --regression"
             raise DataError(f"{where}: {cell!r} is not a number; {mend}")
-        return math.nan if number == self.stand_in else number
+        if math.isnan(number) or number == self.stand_in:
+            return math.nan
+        low, high = self.bounds
+        if not low <= number <= high:
+            raise DataError(f"{where}: {cell!r} is not from {low:g} to {high:g}; {mend}")
+        return number
 
     def unknown(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
         """Which of ``values`` are not known."""

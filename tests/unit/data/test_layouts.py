@@ -431,6 +431,8 @@ class TestGlue:
             ("sst2", 7, "'7' is not one of negative, positive"),
             ("sst2", 0.5, "label 0.5 is a number and not a class"),
             ("stsb", "high", "'high' is not a number"),
+            ("stsb", 5.1, "5.1 is not from 0 to 5"),
+            ("stsb", "-0.5", "'-0.5' is not from 0 to 5"),
         ],
     )
     def test_advice_for_published_tasks_can_be_followed(
@@ -445,6 +447,9 @@ class TestGlue:
         path = table(tmp_path / "a.csv", "sentence1,sentence2,score", 'a,"b, c",3.8', "d,e,")
         rows = list(CsvSource(DelimitedSourceConfig(train_file=path), glue_task("stsb")).rows("train"))
         assert rows[0] == ("a", "b, c", 3.8) and math.isnan(rows[1][2])
+        path = table(tmp_path / "c.csv", "sentence1,sentence2,score", "a,b,0", "a,b,5.000", "a,b,-1")
+        rows = list(CsvSource(DelimitedSourceConfig(train_file=path), glue_task("stsb")).rows("train"))
+        np.testing.assert_array_equal([row[2] for row in rows], [0.0, 5.0, math.nan])
         path = table(tmp_path / "b.csv", "sentence1,sentence2,score", "a,b,high")
         with pytest.raises(DataError, match=r"b\.csv:2: 'high' is not a number"):
             list(CsvSource(DelimitedSourceConfig(train_file=path), glue_task("stsb")).rows("train"))
