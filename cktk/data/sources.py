@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -120,4 +122,14 @@ def _find(split: str, prefix: str, column: Column) -> Path | None:
             return path
     if column.may_lack(split):
         return None
-    raise DataError(f"--{split}-prefix {prefix}: no such file: {' or '.join(map(str, tried))}")
+    present = _endings(prefix)
+    mend = f"; choose with {column.flag} among: {', '.join(present)}" if present else ""
+    raise DataError(f"--{split}-prefix {prefix}: no such file: {' or '.join(map(str, tried))}{mend}")
+
+
+def _endings(prefix: str) -> list[str]:
+    """The names of columns for which there are files."""
+    start = f"{os.path.basename(prefix)}."
+    files = [path for found in glob.glob(f"{glob.escape(prefix)}.*") if (path := Path(found)).is_file()]
+    names = {path.name.removeprefix(start).removesuffix(".gz") for path in files}
+    return sorted(names - {"gz"})

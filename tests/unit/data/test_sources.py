@@ -106,8 +106,16 @@ class TestParallelText:
             text_source(tmp_path, train_prefix="train").count("train")
 
     def test_missing_file_names_what_was_tried(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"--valid-prefix .*nothing\.en or .*nothing\.en\.gz"):
+        with pytest.raises(DataError, match=r"--valid-prefix .*nothing\.en or \S*nothing\.en\.gz$"):
             text_source(tmp_path, valid_prefix="nothing")
+
+    def test_missing_file_lists_the_endings_that_there_are(self, tmp_path: Path) -> None:
+        for name in ("t[1].en", "t[1].de", "t[1].ro.gz", "t[1].gz", "t1.it"):
+            (tmp_path / name).write_bytes(b"x\n")
+        (tmp_path / "t[1].folder").mkdir()
+        message = r"t\[1\]\.fr or \S*t\[1\]\.fr\.gz; choose with --target-column among: de, en, ro$"
+        with pytest.raises(DataError, match=message):
+            text_source(tmp_path, train_prefix="t[1]")
 
     def test_no_split(self) -> None:
         with pytest.raises(ConfigError, match="--train-prefix"):
