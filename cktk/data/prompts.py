@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from cktk.data.languages import english_name
@@ -18,10 +19,12 @@ def prompt_ids(tokenizer: Any, prompt: str, source_lang: str = "", target_lang: 
 
     ``{source}`` and ``{target}`` become the names of the languages. Texts are stored as tokens of their own, so a
     prompt is cut off from an example that begins with it. Where text behind it would be cut into other tokens than
-    alone (byte-level BPE), these are the prompt's own tokens. Raises `ConfigError` where a language is not known.
+    alone (byte-level BPE), these are the prompt's own tokens. Raises `ConfigError` where a language is not known, and
+    for other words in braces.
     """
     if not prompt:
         return ()
+    _check_words(prompt)
     for role, lang in (("source", source_lang), ("target", target_lang)):
         if f"{{{role}}}" in prompt and not lang:
             raise ConfigError(
@@ -34,3 +37,13 @@ def prompt_ids(tokenizer: Any, prompt: str, source_lang: str = "", target_lang: 
     if alone and whole[-len(alone) :] == alone:
         return tuple(whole[: -len(alone)])
     return tuple(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+
+
+def _check_words(prompt: str) -> None:
+    """Refuse words in braces that stand for nothing."""
+    for word in re.findall(r"\{\s*\w+\s*\}", prompt):
+        if word not in ("{source}", "{target}"):
+            raise ConfigError(
+                f"--source-prompt: {word} stands for nothing; write {{source}} or {{target}}, the names of the "
+                "languages, or leave out the braces"
+            )

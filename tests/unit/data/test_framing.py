@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -120,4 +122,7 @@ def test_languages_have_names_and_must_be_known():
     assert named == prompt_ids(tokenizer, "b a c ")
     with pytest.raises(ConfigError, match=r"--source-prompt: \{target\} stands for a language that is not known"):
         prompt_ids(tokenizer, "a {target} ", "en", "")
-    assert prompt_ids(tokenizer, "a {x} ") != ()
+    for word in ("{x}", "{Source}", "{ target }", "{src_lang}"):
+        with pytest.raises(ConfigError, match=rf"--source-prompt: {re.escape(word)} .* \{{source\}} or \{{target\}}"):
+            prompt_ids(tokenizer, f"a {word} {{source}} ", "b", "c")
+    assert prompt_ids(tokenizer, "a {} b ") != ()
