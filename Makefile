@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 PIP_FLAGS ?=
-PYTEST_FLAGS ?= -n 2
+PYTEST_FLAGS ?= -n 2 --dist worksteal
 DEMO_FLAGS ?=
 
 VENV := .venv
