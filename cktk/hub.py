@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from cktk.architectures.configs import HeadKind
 from cktk.architectures.encoder_family import EncoderFamily
-from cktk.architectures.family import family_of, registered_family
+from cktk.architectures.family import Family, family_of, registered_family
 from cktk.architectures.folders import model_folder
 from cktk.architectures.initialise import initialise
 from cktk.architectures.loading import load_config, load_model, load_tokenizer
@@ -142,6 +143,19 @@ def open_split(
     return SplitTranslator(translator, data, model.source_lang, model.target_lang, inputs)
 
 
+def _standard_config(family: Family, spec: StudentSpec, vocab_size: int | None, max_positions: int) -> PreTrainedConfig:
+    """A configuration of ``spec``'s sizes with the special tokens of the family's published models."""
+    standard = family.config_class()
+    return family.base_config(
+        vocab_size=vocab_size or standard.vocab_size,
+        pad=standard.pad_token_id,
+        bos=getattr(standard, "bos_token_id", None),
+        eos=standard.eos_token_id,
+        max_positions=max_positions,
+        spec=spec,
+    )
+
+
 def build_student(
     arch: str,
     *,
@@ -192,16 +206,7 @@ def build_student(
     if earlier is not None and init == "checkpoint":
         spec = spec.like(family.shape(earlier.config))
     if teacher is None:
-        standard = family.config_class()
-        config = family.base_config(
-            vocab_size=vocab_size or standard.vocab_size,
-            pad=standard.pad_token_id,
-            bos=getattr(standard, "bos_token_id", None),
-            eos=standard.eos_token_id,
-            max_positions=max_positions,
-            spec=spec,
-        )
-        model = family.student(config, spec)
+        model = family.student(_standard_config(family, spec, vocab_size, max_positions), spec)
         initialise(model, init, checkpoint=earlier)
         family.set_generation(model)
         return model

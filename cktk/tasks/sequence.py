@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from cktk.data.batch_config import BatchingConfig
-from cktk.data.iterators import MicroBatches, PlannedBatches
+from cktk.data.iterators import PlannedBatches
 from cktk.data.mixture import MixturePlanner, Place, StoredCorpus
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import IGNORED, Batch, DecodingStart, Side, Template
-from cktk.tasks.batches import padded, shift_right
+from cktk.tasks.batches import padded, shard_batches, shift_right, split_batches
 from cktk.tasks.configs import SequenceConfig
 from cktk.tasks.pairs import Pair, PairCorpus, PairRows
 
@@ -143,20 +143,8 @@ class SequenceTask:
         rows = corpus.rows(split_name)
         if not len(rows):
             raise DataError(f"{corpus.data.path}: split {split_name} is empty; preprocess it again with text in it")
-        return MicroBatches(
-            rows.shard_rows,
-            rows.lengths,
-            partial(self._load, rows),
-            max_tokens=batching.token_budget,
-            batch_size=batching.batch_size,
-            shuffle=shuffle,
-            seed=seed,
-            rank=rank,
-            world=world,
-            # Workers start anew with each pass, which a short validation does not pay back.
-            num_workers=batching.num_workers if shuffle else 0,
-            samples_per_epoch=batching.samples_per_epoch if shuffle else None,
-        )
+        load = partial(self._load, rows)
+        return split_batches(rows, load, batching, shuffle=shuffle, seed=seed, rank=rank, world=world)
 
     def _mixed(self, split_name: str, batching: BatchingConfig, seed: int, rank: int, world: int) -> PlannedBatches:
         """Micro-batches of all corpora; by default an epoch has as many samples as these have rows."""
@@ -174,25 +162,12 @@ class SequenceTask:
         return PlannedBatches(planner, load, rank=rank, world=world, num_workers=batching.num_workers)
 
     def shard_batches(self, split_name: str, shard: int, batching: BatchingConfig) -> Iterator[Batch]:
-        """See `FixedRows.shard_batches`; within 65,536 neighbours batches run from short to long."""
+        """See `FixedRows.shard_batches`."""
         rows = self.rows(split_name)
-        first = sum(rows.shard_rows[:shard])
-        batches = MicroBatches(
-            rows.shard_rows[shard : shard + 1],
-            lambda start, stop: rows.lengths(first + start, first + stop),
-            partial(self._load, rows, first=first),
-            max_tokens=batching.token_budget,
-            batch_size=batching.batch_size,
-            shuffle=False,
-            seed=0,
-            num_workers=batching.num_workers,
-        )
-        while found := batches.next_update(1):
-            yield from found
+        return shard_batches(rows, partial(self._load, rows), shard, batching)
 
-    def _load(self, rows: PairRows, ids: Sequence[int], first: int = 0) -> Batch:
-        numbers = [first + index for index in ids]
-        return self.collate([rows.pair(number) for number in numbers], numbers)
+    def _load(self, rows: PairRows, numbers: Sequence[int]) -> Batch:
+        return self.collate([rows.pair(number) for number in numbers], list(numbers))
 
     def _load_places(self, rows: Mapping[str, PairRows], places: Sequence[Place]) -> Batch:
         """The batch of ``places``; a row's id is its number in all corpora, one after the other."""
