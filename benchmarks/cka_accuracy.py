@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.report import Figure
 from cktk.criteria.base import AllReduce
-from cktk.criteria.cka import Cka, CkaOptions
+from cktk.criteria.cka.cka import Cka, CkaOptions
 from cktk.protocols import LayerPair, ModelOutput, Side
 
 _KEY: tuple[Side, int] = ("decoder", 1)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from benchmarks.memory import peak, reset_peak
 from benchmarks.report import Figure
 from cktk.criteria.configs import CrossEntropyConfig, Divergence
-from cktk.criteria.head_loss import HeadLossOptions, head_loss
+from cktk.criteria.head.head_loss import HeadLossOptions, head_loss
 from cktk.protocols import HeadParams
 
 _MEMORY = CrossEntropyConfig().logits_memory << 20

@@ -22,9 +22,9 @@ from transformers import BartConfig, BartForConditionalGeneration
 
 from benchmarks.memory import peak, reset_peak
 from benchmarks.report import Figure
-from cktk.architectures.adapter import Seq2SeqAdapter
-from cktk.architectures.bart import BartFamily
-from cktk.architectures.layer_map import layer_pairs
+from cktk.architectures.families.bart import BartFamily
+from cktk.architectures.states.adapter import Seq2SeqAdapter
+from cktk.architectures.states.layer_map import layer_pairs
 from cktk.distributed.world import World
 from cktk.engine.step import Step
 from cktk.engine.teacher import Autocast, FrozenTeacher, StateStore

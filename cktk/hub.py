@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedConfig
 
 from cktk.architectures.configs import HeadKind
-from cktk.architectures.encoder_family import EncoderFamily
-from cktk.architectures.family import Family, family_of, registered_family
+from cktk.architectures.families.encoder_family import EncoderFamily
+from cktk.architectures.families.family import Family, family_of, registered_family
 from cktk.architectures.folders import model_folder
-from cktk.architectures.initialise import initialise
+from cktk.architectures.initialisation.initialise import initialise
 from cktk.architectures.loading import load_config, load_model, load_tokenizer
 from cktk.architectures.presets import STUDENTS
 from cktk.architectures.spec import StudentSpec

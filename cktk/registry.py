@@ -92,20 +92,23 @@ CRITERIA = Registry(
         "procrustes_kd": ("cktk.criteria.configs:ProcrustesKdConfig", "cktk.criteria.compose:procrustes_kd"),
         "gram_kd": ("cktk.criteria.configs:GramKdConfig", "cktk.criteria.compose:gram_kd"),
         "attention_kd": ("cktk.criteria.configs:AttentionKdConfig", "cktk.criteria.compose:attention_kd"),
-        "internal_kd": ("cktk.criteria.configs:InternalKdConfig", "cktk.criteria.internal:internal_kd"),
+        "internal_kd": ("cktk.criteria.configs:InternalKdConfig", "cktk.criteria.internal.criterion:internal_kd"),
     },
 )
 
 ARCHITECTURES = Registry(
     "arch",
     {
-        "bart": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.bart:BartFamily"),
-        "mbart": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.mbart:MBartFamily"),
-        "bert": ("cktk.architectures.configs:EncoderConfig", "cktk.architectures.bert:BertFamily"),
-        "roberta": ("cktk.architectures.configs:EncoderConfig", "cktk.architectures.roberta:RobertaFamily"),
-        "distilbert": ("cktk.architectures.configs:EncoderConfig", "cktk.architectures.distilbert:DistilBertFamily"),
-        "t5": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.t5:T5Family"),
-        "mt5": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.t5:MT5Family"),
+        "bart": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.families.bart:BartFamily"),
+        "mbart": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.families.mbart:MBartFamily"),
+        "bert": ("cktk.architectures.configs:EncoderConfig", "cktk.architectures.families.bert:BertFamily"),
+        "roberta": ("cktk.architectures.configs:EncoderConfig", "cktk.architectures.families.roberta:RobertaFamily"),
+        "distilbert": (
+            "cktk.architectures.configs:EncoderConfig",
+            "cktk.architectures.families.distilbert:DistilBertFamily",
+        ),
+        "t5": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.families.t5:T5Family"),
+        "mt5": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.families.t5:MT5Family"),
     },
 )
 
@@ -151,29 +154,46 @@ LR_SCHEDULERS = Registry(
 LAYOUTS = Registry(
     "task",
     {
-        "translation": ("cktk.data.layout_configs:TranslationDataConfig", "cktk.data.layouts:translation"),
-        "summarization": ("cktk.data.layout_configs:SummarizationDataConfig", "cktk.data.layouts:summarization"),
-        "glue": ("cktk.data.layout_configs:GlueDataConfig", "cktk.data.layouts:glue"),
-        "pretraining": ("cktk.data.layout_configs:PretrainingDataConfig", "cktk.data.layouts:pretraining"),
+        "translation": (
+            "cktk.data.preprocessing.layout_configs:TranslationDataConfig",
+            "cktk.data.preprocessing.layouts:translation",
+        ),
+        "summarization": (
+            "cktk.data.preprocessing.layout_configs:SummarizationDataConfig",
+            "cktk.data.preprocessing.layouts:summarization",
+        ),
+        "glue": ("cktk.data.preprocessing.layout_configs:GlueDataConfig", "cktk.data.preprocessing.layouts:glue"),
+        "pretraining": (
+            "cktk.data.preprocessing.layout_configs:PretrainingDataConfig",
+            "cktk.data.preprocessing.layouts:pretraining",
+        ),
     },
 )
 
 SOURCES = Registry(
     "source",
     {
-        "text": ("cktk.data.configs:TextSourceConfig", "cktk.data.sources:TextSource"),
-        "tsv": ("cktk.data.configs:DelimitedSourceConfig", "cktk.data.tables:TsvSource"),
-        "csv": ("cktk.data.configs:DelimitedSourceConfig", "cktk.data.tables:CsvSource"),
-        "jsonl": ("cktk.data.configs:TableSourceConfig", "cktk.data.tables:JsonlSource"),
-        "parquet": ("cktk.data.configs:TableSourceConfig", "cktk.data.tables:ParquetSource"),
-        "datasets": ("cktk.data.configs:DatasetsSourceConfig", "cktk.data.hub_source:DatasetsSource"),
-        "glue": ("cktk.data.configs:GlueSourceConfig", "cktk.data.glue_files:GlueSource"),
+        "text": ("cktk.data.preprocessing.configs:TextSourceConfig", "cktk.data.sources.sources:TextSource"),
+        "tsv": ("cktk.data.preprocessing.configs:DelimitedSourceConfig", "cktk.data.sources.tables:TsvSource"),
+        "csv": ("cktk.data.preprocessing.configs:DelimitedSourceConfig", "cktk.data.sources.tables:CsvSource"),
+        "jsonl": ("cktk.data.preprocessing.configs:TableSourceConfig", "cktk.data.sources.tables:JsonlSource"),
+        "parquet": ("cktk.data.preprocessing.configs:TableSourceConfig", "cktk.data.sources.tables:ParquetSource"),
+        "datasets": (
+            "cktk.data.preprocessing.configs:DatasetsSourceConfig",
+            "cktk.data.sources.hub_source:DatasetsSource",
+        ),
+        "glue": ("cktk.data.preprocessing.configs:GlueSourceConfig", "cktk.data.sources.glue_files:GlueSource"),
     },
 )
 
 TOKENIZERS = Registry(
     "train-tokenizer",
-    {"unigram": ("cktk.data.configs:UnigramTokenizerConfig", "cktk.data.unigram:train_unigram")},
+    {
+        "unigram": (
+            "cktk.data.preprocessing.configs:UnigramTokenizerConfig",
+            "cktk.data.tokenization.unigram:train_unigram",
+        )
+    },
 )
 
 ALL_REGISTRIES = (CRITERIA, ARCHITECTURES, TASKS, EVALUATIONS, OPTIMIZERS, LR_SCHEDULERS, SOURCES, TOKENIZERS)

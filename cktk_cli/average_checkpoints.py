@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _average(settings: Settings) -> None:
     config = settings.section(AverageConfig)
     folders = _folders(config)
-    from cktk.architectures.averaging import average_students  # imports torch; bad flags need not wait for it
+    from cktk.architectures.initialisation.averaging import (
+        average_students,  # imports torch; bad flags need not wait for it
+    )
 
     average_students(folders, Path(config.output))
     print(f"{config.output}: the mean of {', '.join(str(folder) for folder in folders)}")

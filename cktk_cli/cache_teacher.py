@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cktk.config.command import Command, Settings
 from cktk.data.batch_config import BatchingConfig
-from cktk.data.cache_config import CachedStatesConfig, TeacherCacheConfig
+from cktk.data.teacher_cache.cache_config import CachedStatesConfig, TeacherCacheConfig
 from cktk.distributed.launch import end_with_launcher, launch, under_torchrun
 from cktk.plugins import load_plugins
 from cktk.registry import TASKS

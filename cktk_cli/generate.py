@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cktk.config.command import Command, Settings
-from cktk.data.rewrite_config import NewTargetsConfig
+from cktk.data.preprocessing.rewrite_config import NewTargetsConfig
 from cktk.errors import ConfigError
 from cktk.generation.configs import GenerateConfig, SearchConfig
 from cktk.plugins import load_plugins

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from cktk.data.text import count_lines, read_lines
+from cktk.data.sources.text import count_lines, read_lines
 from cktk.errors import DataError
 
 

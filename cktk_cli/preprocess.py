@@ -10,7 +10,7 @@ from typing import Any
 
 from cktk.config.command import Command, Component, Settings
 from cktk.config.options import Raw
-from cktk.data.configs import PreprocessConfig
+from cktk.data.preprocessing.configs import PreprocessConfig
 from cktk.errors import ConfigError
 from cktk.plugins import load_plugins
 from cktk.registry import LAYOUTS, SOURCES, TOKENIZERS
@@ -75,11 +75,11 @@ def _preprocess(settings: Settings) -> None:
         raise ConfigError("give either --tokenizer PATH or --train-tokenizer unigram")
     task, columns = settings.component("task")
     kind, options = settings.component("source")
-    from cktk.data.sources import open_source  # imports numpy, which --help does without
+    from cktk.data.sources.sources import open_source  # imports numpy, which --help does without
 
     source, layout = open_source(partial(SOURCES.target(kind), options), LAYOUTS.target(task)(columns))
     # transformers takes seconds to import: only now, after the settings and files have been looked at.
-    from cktk.data.prepare import PretrainedTokenizer, TokenizerMaker, TrainedTokenizer, prepare
+    from cktk.data.preprocessing.prepare import PretrainedTokenizer, TokenizerMaker, TrainedTokenizer, prepare
 
     maker: TokenizerMaker
     if config.tokenizer is not None:

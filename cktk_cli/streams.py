@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from cktk.data.text import decode_lines
+from cktk.data.sources.text import decode_lines
 from cktk.errors import DataError
 from cktk.generation.configs import GenerateConfig
 from cktk.utils.files import atomic_file

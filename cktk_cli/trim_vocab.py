@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cktk.config.command import Command, Settings
-from cktk.data.trim_config import TrimConfig
+from cktk.data.preprocessing.trim_config import TrimConfig
 from cktk.plugins import load_plugins
 from cktk_cli.progress import SentenceBar
 from cktk_cli.run import run_command

@@ -23,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from cktk.architectures.family import Family, family_of
+from cktk.architectures.families.family import Family, family_of
 from cktk.architectures.folders import model_folder
 from cktk.errors import CheckpointError
 from cktk.utils.files import atomic_folder

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from cktk.architectures.family import family_of
+from cktk.architectures.families.family import family_of
 
 
 class ParameterCounts(NamedTuple):

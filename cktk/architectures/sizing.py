@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from cktk.architectures.family import Family
+from cktk.architectures.families.family import Family
 from cktk.architectures.parameters import ParameterCounts, count_parameters
 from cktk.architectures.spec import StudentSpec
 from cktk.protocols import ModelShape, Side

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cktk.architectures.encoder_family import EncoderFamily
-from cktk.architectures.family import family_of
-from cktk.data.vocabulary_map import VocabularyMap
+from cktk.architectures.families.encoder_family import EncoderFamily
+from cktk.architectures.families.family import family_of
+from cktk.data.tokenization.vocabulary_map import VocabularyMap
 from cktk.errors import CheckpointError, ConfigError
 
 # Generation settings that hold ids: those never generated, of which dropped ones need no mention, and others.

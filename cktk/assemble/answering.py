@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cktk.architectures.family import family_of
+from cktk.architectures.families.family import family_of
 from cktk.architectures.loading import load_config
 from cktk.assemble.heads import check_answers
 from cktk.assemble.models import ModelLoader
 from cktk.data.batch_config import BatchingConfig
-from cktk.data.corpora import Corpora
 from cktk.data.glue import GLUE_TASKS
+from cktk.data.mixtures.corpora import Corpora
 from cktk.data.shards import DataFolder
 from cktk.distributed import world as distributed
 from cktk.errors import DataError

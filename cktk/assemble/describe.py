@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cktk.architectures.layer_map import layer_table
+from cktk.architectures.states.layer_map import layer_table
 from cktk.assemble.models import Models
 from cktk.assemble.recorded_teacher import RecordedTeacher
 from cktk.config.command import Settings

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from cktk.architectures.encoder_family import EncoderFamily
-from cktk.architectures.family import Family
+from cktk.architectures.families.encoder_family import EncoderFamily
+from cktk.architectures.families.family import Family
 from cktk.architectures.spec import StudentSpec
 from cktk.config.command import Settings
-from cktk.data.corpora import Corpora
+from cktk.data.mixtures.corpora import Corpora
 from cktk.errors import ConfigError
 from cktk.protocols import SentenceHead
 from cktk.registry import TASKS

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from cktk.architectures.family import Family
+from cktk.architectures.families.family import Family
 from cktk.generation.beam import BeamSearch
 from cktk.generation.configs import SearchConfig
 from cktk.utils.rng import seed_everything_from

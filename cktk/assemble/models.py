@@ -10,17 +10,17 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from cktk.architectures.borrow_vocabulary import shared_rows, with_rows
-from cktk.architectures.family import Family, registered_family
+from cktk.architectures.families.family import Family, registered_family
 from cktk.architectures.fingerprint import model_fingerprint
-from cktk.architectures.initialise import initialise
+from cktk.architectures.initialisation.borrow_vocabulary import shared_rows, with_rows
+from cktk.architectures.initialisation.initialise import initialise
 from cktk.architectures.loading import load_model, load_tokenizer
 from cktk.architectures.spec import StudentSpec
 from cktk.architectures.vocabulary import Vocabulary, check_student, check_vocabularies, folder_vocabulary
 from cktk.assemble.heads import align_labels, answers_alike, name_labels, trunk, wanted_head, with_head
 from cktk.assemble.recorded_teacher import RecordedTeacher
 from cktk.config.command import Settings
-from cktk.data.corpora import Corpora
+from cktk.data.mixtures.corpora import Corpora
 from cktk.data.shards import DataFolder
 from cktk.distributed.world import World
 from cktk.engine.checkpoint import Checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cktk.architectures.layer_map import layer_pairs
+from cktk.architectures.states.layer_map import layer_pairs
 from cktk.assemble.heads import check_answers
 from cktk.assemble.models import Models
 from cktk.assemble.recorded_teacher import RecordedTeacher

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from cktk.architectures.configs import HeadKind
-from cktk.architectures.encoder_family import EncoderFamily
-from cktk.architectures.family import Family, arch_of, family_of
+from cktk.architectures.families.encoder_family import EncoderFamily
+from cktk.architectures.families.family import Family, arch_of, family_of
 from cktk.architectures.loading import load_config
 from cktk.architectures.plan_config import PlanConfig
 from cktk.architectures.sizing import ModelSize, StudentSizes

@@ -9,13 +9,13 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig
 
-from cktk.architectures.family import Family
+from cktk.architectures.families.family import Family
 from cktk.architectures.loading import load_config
 from cktk.config.command import Settings
 from cktk.criteria.configs import KlKdConfig
-from cktk.data.cached_split import CachedSplit
 from cktk.data.shards import DataFolder
-from cktk.data.teacher_cache import TeacherCache
+from cktk.data.teacher_cache.cached_split import CachedSplit
+from cktk.data.teacher_cache.reader import TeacherCache
 from cktk.engine.cached_teacher import CachedTeacher
 from cktk.engine.configs import ModelsConfig
 from cktk.errors import ConfigError

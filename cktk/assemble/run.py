@@ -15,8 +15,8 @@ from cktk.assemble.objective import make_schedule, make_stages, make_step, make_
 from cktk.assemble.recorded_teacher import RecordedTeacher
 from cktk.config.command import Settings
 from cktk.data.batch_config import BatchingConfig
-from cktk.data.corpora import Corpora
 from cktk.data.iterators import PlannedBatches
+from cktk.data.mixtures.corpora import Corpora
 from cktk.distributed import world as distributed
 from cktk.distributed.world import World
 from cktk.engine.callbacks import MetricLog, ProgressBar

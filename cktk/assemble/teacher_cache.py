@@ -14,21 +14,21 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from cktk.architectures.family import Family, family_of
+from cktk.architectures.families.family import Family, family_of
 from cktk.architectures.fingerprint import model_fingerprint
-from cktk.architectures.layer_map import layer_pairs
 from cktk.architectures.loading import load_config
+from cktk.architectures.states.layer_map import layer_pairs
 from cktk.assemble.heads import check_answers, wanted_head
 from cktk.assemble.models import ModelLoader
 from cktk.assemble.recorded_teacher import row_settings
 from cktk.config.command import Settings
-from cktk.criteria import targets as sparse
+from cktk.criteria.head import targets as sparse
 from cktk.data.batch_config import BatchingConfig
-from cktk.data.cache_config import CachedStatesConfig, TeacherCacheConfig
-from cktk.data.cache_writer import cache_shard, prepare_cache, write_cache_manifest
-from cktk.data.corpora import Corpora
+from cktk.data.mixtures.corpora import Corpora
 from cktk.data.shards import DataFolder
-from cktk.data.teacher_cache import SIDES, TEACHER_FOLDER, CacheKey, finished_cache_shard, shard_fingerprint
+from cktk.data.teacher_cache.cache_config import CachedStatesConfig, TeacherCacheConfig
+from cktk.data.teacher_cache.cache_writer import cache_shard, prepare_cache, write_cache_manifest
+from cktk.data.teacher_cache.reader import SIDES, TEACHER_FOLDER, CacheKey, finished_cache_shard, shard_fingerprint
 from cktk.distributed import world as distributed
 from cktk.distributed.world import World
 from cktk.engine.teacher import Autocast

@@ -18,11 +18,11 @@ from cktk.architectures.loading import load_config, load_model, load_tokenizer, 
 from cktk.architectures.parameters import ParameterCounts, count_parameters
 from cktk.architectures.trim_vocabulary import restore_model, special_ids, trim_model
 from cktk.architectures.vocabulary import check_student, check_vocabularies, folder_vocabulary
+from cktk.data.preprocessing.trim_config import TrimConfig
+from cktk.data.preprocessing.trim_shards import count_tokens, rows_of, template_ids, write_trimmed_data
 from cktk.data.shards import DataFolder
-from cktk.data.trim_config import TrimConfig
-from cktk.data.trim_shards import count_tokens, rows_of, template_ids, write_trimmed_data
-from cktk.data.trim_tokenizer import TrimmableTokenizer
-from cktk.data.vocabulary_map import VocabularyMap
+from cktk.data.tokenization.trim_tokenizer import TrimmableTokenizer
+from cktk.data.tokenization.vocabulary_map import VocabularyMap
 from cktk.errors import ConfigError, DataError
 from cktk.utils.files import atomic_folder
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from cktk.criteria.attention import AttentionLoss, attention_pairs
 from cktk.criteria.base import AllReduce, HiddenLoss, StatisticsLoss
-from cktk.criteria.cka import Cka, CkaOptions
+from cktk.criteria.cka.cka import Cka, CkaOptions
 from cktk.criteria.configs import (
     AttentionKdConfig,
     CkaKdConfig,
@@ -25,10 +25,10 @@ from cktk.criteria.configs import (
     ProcrustesKdConfig,
 )
 from cktk.criteria.cosine import CosineMatch
-from cktk.criteria.dense_head_loss import dense_head_loss
 from cktk.criteria.gram import GramMatch
-from cktk.criteria.head_loss import HeadLossOptions, Teacher, head_loss
-from cktk.criteria.head_options import HeadLoss
+from cktk.criteria.head.dense_head_loss import dense_head_loss
+from cktk.criteria.head.head_loss import HeadLossOptions, Teacher, head_loss
+from cktk.criteria.head.head_options import HeadLoss
 from cktk.criteria.linear import LinearMatch
 from cktk.criteria.procrustes import Procrustes
 from cktk.criteria.regression import check_regression, regression_loss

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cktk.criteria.base import AllReduce, StatisticsLoss, working_dtype
+from cktk.criteria.cka.moments import Centred, Order, SideMoments, SideRows
 from cktk.criteria.layout import SideLayout
-from cktk.criteria.moments import Centred, Order, SideMoments, SideRows
 from cktk.protocols import LayerPair, ModelOutput, Side, Term
 
 #: Variance below this many roundings of the mean is rounding itself: the features are constant.

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from cktk.criteria.cka.moments import SideMoments
 from cktk.criteria.layout import SideLayout
-from cktk.criteria.moments import SideMoments
 from cktk.criteria.pooled import PooledLoss, RowGradients, Solution, scaled, varied
 from cktk.protocols import LayerPair
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cktk.criteria.base import working_dtype
-from cktk.criteria.head_options import HeadLossOptions, Teacher
+from cktk.criteria.head.head_options import HeadLossOptions, Teacher
 from cktk.errors import ConfigError
 from cktk.protocols import HeadParams, SparseTargets
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from cktk.data.batching import Int64s
 from cktk.data.context_config import ContextConfig
-from cktk.data.tokenizers import end_token
+from cktk.data.tokenization.tokenizers import end_token
 from cktk.errors import ConfigError
 from cktk.protocols import Template
 

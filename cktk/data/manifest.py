@@ -14,7 +14,7 @@ from cktk.protocols import PairTemplate, Template
 SCHEMA = 1
 MANIFEST = "manifest.json"
 TOKENIZER_FOLDER = "tokenizer"
-#: What a folder with rewritten texts is to become (`cktk.data.rewrite`); written first, and kept.
+#: What a folder with rewritten texts is to become (`cktk.data.preprocessing.rewrite`); written first, and kept.
 REWRITE_RECORD = "rewrite.json"
 AGAIN = "run cktk-preprocess again into a new folder"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cktk.data.cached_split import CachedSplit
-from cktk.data.teacher_cache import row_digests
+from cktk.data.teacher_cache.cached_split import CachedSplit
+from cktk.data.teacher_cache.reader import row_digests
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import Batch, HeadParams, ModelOutput, Needs, Side, StateRequest
 

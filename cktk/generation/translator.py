@@ -9,10 +9,10 @@ from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from cktk.data.context_config import InputConfig
-from cktk.data.encoder import PythonEncoder, knows_languages
 from cktk.data.framing import Context, Frame, check_room
 from cktk.data.prompts import names_languages, prompt_ids
-from cktk.data.tokenizers import probe_templates
+from cktk.data.tokenization.encoder import PythonEncoder, knows_languages
+from cktk.data.tokenization.tokenizers import probe_templates
 from cktk.errors import ConfigError, DataError
 from cktk.generation.beam import BeamSearch, Ids
 from cktk.generation.configs import SearchConfig

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cktk.architectures.encoder_adapter import encoder_inputs
+from cktk.architectures.states.encoder_adapter import encoder_inputs
 from cktk.data.iterators import MicroBatches
 from cktk.distributed.world import World
 from cktk.evaluation.glue import CLASSIFICATION, REGRESSION, known_rows, score_answers

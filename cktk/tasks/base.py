@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from cktk.data.batch_config import BatchingConfig
-from cktk.data.corpora import Corpora
 from cktk.data.iterators import PlannedBatches
+from cktk.data.mixtures.corpora import Corpora
 from cktk.distributed.world import World
 from cktk.protocols import Batch, Scorer, Side, Template
 

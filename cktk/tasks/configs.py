@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cktk.config.options import option
 from cktk.data.context_config import ContextConfig, PromptConfig
-from cktk.data.mixture_config import MixtureConfig
+from cktk.data.mixtures.mixture_config import MixtureConfig
 from cktk.evaluation.configs import RougeConfig
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from cktk.data.batch_config import BatchingConfig
-from cktk.data.corpora import Corpora
 from cktk.data.glue import GLUE_TASKS
 from cktk.data.iterators import MicroBatches
+from cktk.data.mixtures.corpora import Corpora
 from cktk.data.shards import DataFolder
 from cktk.distributed.world import World
 from cktk.errors import DataError

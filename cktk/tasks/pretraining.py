@@ -13,15 +13,15 @@ import torch
 
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.batching import Int64s
-from cktk.data.corpora import Corpora
-from cktk.data.encoder import knows_languages
-from cktk.data.encoder_spec import choose_encoder
 from cktk.data.iterators import PlannedBatches
-from cktk.data.mixture import Corpus, Place, StoredCorpus, mixed_batches
-from cktk.data.stream_sources import StreamSpec
-from cktk.data.streaming import StreamCorpus, TextStream
+from cktk.data.mixtures.corpora import Corpora
+from cktk.data.mixtures.mixture import Corpus, Place, StoredCorpus, mixed_batches
+from cktk.data.mixtures.streaming import StreamCorpus, TextStream
+from cktk.data.sources.stream_sources import StreamSpec
 from cktk.data.texts import Ids, Texts, check_column
-from cktk.data.tokenizers import check_languages, open_tokenizer, probe_templates
+from cktk.data.tokenization.encoder import knows_languages
+from cktk.data.tokenization.encoder_spec import choose_encoder
+from cktk.data.tokenization.tokenizers import check_languages, open_tokenizer, probe_templates
 from cktk.distributed.world import World
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import IGNORED, Batch, Side, Template

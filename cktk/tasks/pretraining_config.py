@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cktk.config.options import option
-from cktk.data.mixture_config import MixtureConfig
+from cktk.data.mixtures.mixture_config import MixtureConfig
 from cktk.errors import ConfigError
 
 #: What each objective is for.

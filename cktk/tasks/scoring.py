@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cktk.architectures.family import family_of
+from cktk.architectures.families.family import family_of
 from cktk.distributed.world import World
 from cktk.generation.beam import DEFAULT_BATCH_SIZE, BeamSearch
 from cktk.generation.configs import SearchConfig

@@ -11,7 +11,7 @@ import torch
 
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.iterators import PlannedBatches
-from cktk.data.mixture import MixturePlanner, Place, StoredCorpus
+from cktk.data.mixtures.mixture import MixturePlanner, Place, StoredCorpus
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import IGNORED, Batch, DecodingStart, Side, Template
 from cktk.tasks.batches import padded, shard_batches, shift_right, split_batches

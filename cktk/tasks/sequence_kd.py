@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cktk.architectures.fingerprint import model_fingerprint
-from cktk.data.rewrite import Rewrite, rewrite
+from cktk.data.preprocessing.rewrite import Rewrite, rewrite
 from cktk.data.shards import Ids
 from cktk.errors import ConfigError
 from cktk.generation.configs import SearchConfig

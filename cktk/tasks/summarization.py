@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from cktk.data.context_config import InputConfig
-from cktk.data.corpora import Corpora
+from cktk.data.mixtures.corpora import Corpora
 from cktk.data.prompts import prompt_ids
 from cktk.data.shards import DataFolder
-from cktk.data.tokenizers import open_tokenizer
+from cktk.data.tokenization.tokenizers import open_tokenizer
 from cktk.distributed.world import World
 from cktk.errors import ConfigError
 from cktk.evaluation.rouge import LINE_BREAK, ROUGE, score_summaries

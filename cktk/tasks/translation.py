@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cktk.data.corpora import Corpora
 from cktk.data.framing import Context
+from cktk.data.mixtures.corpora import Corpora
 from cktk.data.prompts import prompt_ids
 from cktk.data.shards import DataFolder, Role
-from cktk.data.tokenizers import open_tokenizer
+from cktk.data.tokenization.tokenizers import open_tokenizer
 from cktk.distributed.world import World
 from cktk.errors import ConfigError, DataError
 from cktk.evaluation.bleu import bleu_and_chrf

@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cktk.criteria.base import StatisticsLoss
-from cktk.criteria.cka import Cka, CkaOptions
-from cktk.criteria.head_loss import HeadLossOptions, head_loss
+from cktk.criteria.cka.cka import Cka, CkaOptions
+from cktk.criteria.head.head_loss import HeadLossOptions, head_loss
 from cktk.criteria.procrustes import Procrustes
 from cktk.distributed.world import World
 from cktk.protocols import HeadParams

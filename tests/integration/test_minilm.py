@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from cktk.architectures.family import families
-from cktk.architectures.initialise import initialise
-from cktk.architectures.layer_map import layer_pairs
+from cktk.architectures.families.family import families
+from cktk.architectures.initialisation.initialise import initialise
 from cktk.architectures.loading import load_model, load_tokenizer, save_student
 from cktk.architectures.spec import StudentSpec
+from cktk.architectures.states.layer_map import layer_pairs
 from cktk.criteria.compose import cka_kd
 from cktk.criteria.configs import CkaKdConfig
 from cktk.distributed.world import World

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from transformers import BartConfig, BartForConditionalGeneration
 
-from cktk.architectures.bart import BartFamily
+from cktk.architectures.families.bart import BartFamily
 from cktk.architectures.configs import StudentConfig
 from cktk.registry import ARCHITECTURES
 
@@ -53,7 +53,7 @@ from torch import nn
 
 from cktk.config.options import option
 from cktk.criteria.compose import Criterion
-from cktk.criteria.head_loss import HeadLossOptions
+from cktk.criteria.head.head_loss import HeadLossOptions
 from cktk.optim.configs import OptimizerConfig
 from cktk.protocols import Needs, Term
 from cktk.registry import CRITERIA, OPTIMIZERS

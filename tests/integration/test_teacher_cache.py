@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from cktk.data.shards import DataFolder
-from cktk.data.teacher_cache import TeacherCache
+from cktk.data.teacher_cache.reader import TeacherCache
 from cktk_cli.cache_teacher import main as cache_teacher
 from cktk_cli.preprocess import main as preprocess
 from cktk_cli.train import main as train

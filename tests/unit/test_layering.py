@@ -162,9 +162,9 @@ def test_package_root_imports_nothing() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("cktk.criteria.cka", "import cktk.engine.loop"),
-        ("cktk.criteria.cka", "from cktk.architectures import bart"),
-        ("cktk.criteria.cka", "from cktk import architectures"),
+        ("cktk.criteria.cka.cka", "import cktk.engine.loop"),
+        ("cktk.criteria.cka.cka", "from cktk.architectures.families import bart"),
+        ("cktk.criteria.cka.cka", "from cktk import architectures"),
         ("cktk.data.shards", "def late():\n    from cktk.tasks.translation import TranslationTask"),
         ("cktk.utils.files", "import importlib\nimportlib.import_module('cktk.config')"),
         ("cktk.optim.schedules", "from . import configs"),
@@ -178,7 +178,7 @@ def test_the_walk_sees_a_breach(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("cktk.engine.loop", "from cktk.criteria.cka import Cka\nfrom cktk.engine.step import Step\nimport torch"),
+        ("cktk.engine.loop", "from cktk.criteria.cka.cka import Cka\nfrom cktk.engine.step import Step\nimport torch"),
         ("cktk.data.shards", "from cktk import __version__\nfrom cktk.errors import DataError"),
         ("cktk_cli.train", "from cktk.assemble import assemble\nfrom cktk_cli.run import run_command"),
     ],

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import BertConfig, DistilBertConfig, RobertaConfig
 
-from cktk.architectures.bert import BertFamily
 from cktk.architectures.configs import HeadKind
-from cktk.architectures.distilbert import DistilBertFamily
-from cktk.architectures.encoder_family import EncoderFamily
-from cktk.architectures.roberta import RobertaFamily
+from cktk.architectures.families.bert import BertFamily
+from cktk.architectures.families.distilbert import DistilBertFamily
+from cktk.architectures.families.encoder_family import EncoderFamily
+from cktk.architectures.families.roberta import RobertaFamily
 from cktk.architectures.spec import StudentSpec
 
 BERT_BASE = BertConfig(architectures=["BertForMaskedLM"])

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from cktk.architectures.family import families
-from cktk.architectures.initialise import initialise
+from cktk.architectures.families.family import families
+from cktk.architectures.initialisation.initialise import initialise
 from cktk.architectures.loading import load_config, load_model, load_tokenizer, save_student, write_model
 from cktk.architectures.spec import StudentSpec
 from cktk.errors import CheckpointError, CktkError

@@ -10,7 +10,7 @@ import torch
 from transformers import BartConfig, BertConfig, MBartConfig, T5Config
 
 from cktk.architectures.configs import StudentConfig
-from cktk.architectures.family import registered_family
+from cktk.architectures.families.family import registered_family
 from cktk.architectures.presets import STUDENTS
 from cktk.architectures.spec import StudentSpec
 

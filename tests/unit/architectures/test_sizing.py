@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BartConfig, BertConfig, MBartConfig, T5Config
 
-from cktk.architectures.family import family_of
+from cktk.architectures.families.family import family_of
 from cktk.architectures.sizing import StudentSizes
 from cktk.protocols import Side
 

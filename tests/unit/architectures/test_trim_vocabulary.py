@@ -14,7 +14,7 @@ from transformers import AutoModelForSeq2SeqLM
 from cktk.architectures.loading import load_model, save_student
 from cktk.architectures.parameters import count_parameters
 from cktk.architectures.trim_vocabulary import restore_model, special_ids, trim_model
-from cktk.data.vocabulary_map import VocabularyMap
+from cktk.data.tokenization.vocabulary_map import VocabularyMap
 from cktk.errors import CheckpointError, ConfigError, DataError
 from tests.unit.architectures.encoders import HEADS, make_encoder
 from tests.unit.architectures.encoders import KINDS as ENCODERS

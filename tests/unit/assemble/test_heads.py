@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from cktk.architectures.family import families
+from cktk.architectures.families.family import families
 from cktk.architectures.spec import StudentSpec
 from cktk.assemble.heads import align_labels, check_answers, name_labels, trunk, with_head
 from cktk.errors import ConfigError

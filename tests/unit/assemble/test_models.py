@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel
 
-from cktk.architectures.family import families
+from cktk.architectures.families.family import families
 from cktk.architectures.loading import save_student
 from cktk.assemble.models import ModelLoader, freeze
 from cktk.engine.configs import UpdateConfig

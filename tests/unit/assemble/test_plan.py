@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import BartConfig, BertConfig, T5Config
 
-from cktk.architectures.family import family_of
+from cktk.architectures.families.family import family_of
 from cktk.architectures.parameters import ParameterCounts
 from cktk.architectures.sizing import ModelSize, StudentSizes
 from cktk.assemble.plan import candidates, cost, depths, flops_per_token, parse_count, training_bytes, widest, widths

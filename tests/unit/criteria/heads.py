@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cktk.criteria.head_loss import HeadLossOptions, head_loss
+from cktk.criteria.head.head_loss import HeadLossOptions, head_loss
 from cktk.protocols import HeadParams, SparseTargets
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "js", "tv", "skew_kl", "reverse_skew_kl")

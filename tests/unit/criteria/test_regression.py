@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cktk.criteria.configs import CrossEntropyConfig, KlKdConfig
-from cktk.criteria.head_options import HeadLossOptions
+from cktk.criteria.head.head_options import HeadLossOptions
 from cktk.criteria.regression import regression_loss
 from cktk.errors import ConfigError
 from cktk.protocols import Batch, HeadParams, Matching, ModelOutput, ModelShape, SideShape, SparseTargets

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from transformers import BartConfig, BartForConditionalGeneration
 
-from cktk.architectures.family import family_of
-from cktk.architectures.layer_map import layer_pairs
+from cktk.architectures.families.family import family_of
+from cktk.architectures.states.layer_map import layer_pairs
 from cktk.distributed.world import World
 from cktk.engine.step import Step
 from cktk.engine.teacher import Autocast, FrozenTeacher, StateStore

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from cktk.architectures.family import family_of
-from cktk.architectures.layer_map import layer_pairs
+from cktk.architectures.families.family import family_of
+from cktk.architectures.states.layer_map import layer_pairs
 from cktk.criteria.configs import InternalKdConfig
-from cktk.criteria.internal import InternalKd
+from cktk.criteria.internal.criterion import InternalKd
 from cktk.engine.stages import Stages
 from cktk.engine.validation import evaluation_mode
 from cktk.errors import ConfigError

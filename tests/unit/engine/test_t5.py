@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
+from cktk.architectures.families.t5 import T5Family
 from cktk.architectures.spec import StudentSpec
-from cktk.architectures.t5 import T5Family
 from cktk.utils.log import logger
 from tests.unit.engine import parts
 from tests.unit.engine.test_update import LENGTHS, change, naive_gradients, split

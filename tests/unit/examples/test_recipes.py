@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import BartConfig, BertConfig, MBartConfig, T5Config
 
-from cktk.architectures.family import registered_family
+from cktk.architectures.families.family import registered_family
 from cktk.architectures.spec import StudentSpec
 from cktk.config.command import Settings
 from cktk.config.options import options_of

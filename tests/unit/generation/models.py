@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, MBartForConditionalGeneration
 
-from cktk.architectures.family import family_of
+from cktk.architectures.families.family import family_of
 from cktk.generation.beam import BeamSearch
 from cktk.generation.configs import SearchConfig
 from cktk.protocols import DecoderLayout

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import MBart50Tokenizer, MBartTokenizer, PreTrainedTokenizerFast
 
 from cktk.data.shards import DataFolder, write_manifest, write_shard
-from cktk.data.tokenizers import describe, probe_templates
+from cktk.data.tokenization.tokenizers import describe, probe_templates
 from tests.unit.generation.models import tiny_model
 
 LETTERS = "abcdefghijklmnopqrst"
@@ -34,7 +34,7 @@ def bart_tokenizer() -> Any:
 def mbart_tokenizer(languages: int, target: str | None = "ro_RO") -> Any:
     """mBART's tokenizer for 25 or 50 languages over our letters, from English."""
     kind = MBart50Tokenizer if languages == 50 else MBartTokenizer
-    return kind(vocab=PIECES, src_lang="en_XX", tgt_lang=target)
+    return kind(vocab=PIECES, src_lang="en_tests.unit.data.teacher_cache.test_teacher_cache", tgt_lang=target)
 
 
 def save_student(folder: Path, seed: int = 4, **settings: Any) -> Path:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from transformers import BertTokenizer, DistilBertTokenizer, RobertaTokenizer
 
-from cktk.data import tokenizers
 from cktk.data.shards import DataFolder, write_manifest, write_shard
+from cktk.data.tokenization import tokenizers
 
 LETTERS = string.ascii_lowercase
 WORDS = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *LETTERS]

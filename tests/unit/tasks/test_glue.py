@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cktk.architectures.family import families
+from cktk.architectures.families.family import families
 from cktk.data.batch_config import BatchingConfig
-from cktk.data.corpora import Corpora
+from cktk.data.mixtures.corpora import Corpora
 from cktk.data.shards import DataFolder
-from cktk.data.teacher_cache import row_digests
+from cktk.data.teacher_cache.reader import row_digests
 from cktk.distributed.world import World
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import IGNORED, Batch, SentenceHead, StateRequest

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cktk.data.context_config import InputConfig
-from cktk.data.corpora import Corpora
+from cktk.data.mixtures.corpora import Corpora
 from cktk.data.shards import DataFolder, write_manifest, write_shard
 from cktk.distributed.world import World
 from cktk.errors import ConfigError, DataError

@@ -1,0 +1,1 @@
+"""Student families, a file each."""

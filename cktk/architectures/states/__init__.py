@@ -1,0 +1,1 @@
+"""Hidden states and attention of a model, and which of them are matched."""

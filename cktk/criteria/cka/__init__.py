@@ -1,0 +1,1 @@
+"""Centered kernel alignment from additive statistics."""

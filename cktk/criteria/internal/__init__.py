@@ -1,0 +1,1 @@
+"""Distillation of internal representations, stage by stage."""

@@ -1,0 +1,1 @@
+"""Several corpora or streams as one."""

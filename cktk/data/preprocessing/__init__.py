@@ -1,0 +1,1 @@
+"""From text to a data folder, and from one data folder to another."""

@@ -1,0 +1,1 @@
+"""Tokenizers: opened, trained, written for transformers, and trimmed."""
