@@ -30,7 +30,7 @@ def mbart_data(folder: Path, languages: int) -> DataFolder:
     mbart_tokenizer(languages).save_pretrained(folder / "tokenizer")
     for at, lang in enumerate(("en", "ro")):
         (folder / f"train.{lang}").write_text("".join(pair[at] + "\n" for pair in PAIRS))
-    flags = ["--source-lang", "en_tests.unit.data.teacher_cache.test_teacher_cache", "--target-lang", "ro_RO", "--tokenizer", str(folder / "tokenizer")]
+    flags = ["--source-lang", "en_XX", "--target-lang", "ro_RO", "--tokenizer", str(folder / "tokenizer")]
     assert preprocess(["--train-prefix", str(folder / "train"), *flags, "--dest-dir", str(folder / "bin")]) == 0
     return DataFolder(folder / "bin")
 
@@ -39,14 +39,14 @@ def mbart_data(folder: Path, languages: int) -> DataFolder:
 def test_targets_bear_their_own_language_in_both_directions(tmp_path: Path, languages: int) -> None:
     data = mbart_data(tmp_path, languages)
     task = TranslationTask(TranslationConfig(bidirectional=True), data, pad=1, decoder_start=None)
-    assert task.corpora("train") == ["en_tests.unit.data.teacher_cache.test_teacher_cache-ro_RO", "ro_RO-en_XX"]
+    assert task.corpora("train") == ["en_XX-ro_RO", "ro_RO-en_XX"]
     seen, batches = 0, task.iterator("train", BatchingConfig(batch_size=3), True, 1)
     while batch := batches.next_update(1):
         for at, row in enumerate(batch[0].ids):
             flipped, number = divmod(row, len(PAIRS))
             source, target = PAIRS[number][::-1] if flipped else PAIRS[number]
             tokenizer = mbart_tokenizer(languages)
-            tokenizer.src_lang, tokenizer.tgt_lang = ("ro_RO", "en_tests.unit.data.teacher_cache.test_teacher_cache") if flipped else ("en_XX", "ro_RO")
+            tokenizer.src_lang, tokenizer.tgt_lang = ("ro_RO", "en_XX") if flipped else ("en_XX", "ro_RO")
             whole = tokenizer(source, text_target=target)
             assert batch[0].inputs["input_ids"][at][batch[0].rows("encoder")[at]].tolist() == whole["input_ids"]
             assert batch[0].labels[at][batch[0].rows("decoder")[at]].tolist() == whole["labels"]
@@ -55,7 +55,7 @@ def test_targets_bear_their_own_language_in_both_directions(tmp_path: Path, lang
             assert batch[0].inputs["decoder_input_ids"][at][0] == whole["labels"][-1]
             seen += 1
     assert seen == 2 * len(PAIRS)
-    for name, code in (("en_tests.unit.data.teacher_cache.test_teacher_cache-ro_RO", "ro_RO"), ("ro_RO-en_XX", "en_XX")):
+    for name, code in (("en_XX-ro_RO", "ro_RO"), ("ro_RO-en_XX", "en_XX")):
         assert tokenizer.convert_tokens_to_ids(code) in task.start_of(task._corpora[name])
 
 
@@ -183,12 +183,12 @@ def test_a_language_that_the_tokenizer_does_not_know_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = mbart_data(tmp_path, 25)
-    with pytest.raises(ConfigError, match="--target-lang xx_tests.unit.data.teacher_cache.test_teacher_cache: .* holds en_XX and ro_RO"):
-        TranslationTask(TranslationConfig(target_lang="xx_tests.unit.data.teacher_cache.test_teacher_cache"), data, pad=1, decoder_start=None)
-    flags = ["--source-lang", "en_tests.unit.data.teacher_cache.test_teacher_cache", "--target-lang", "ro_XX", "--tokenizer", str(tmp_path / "tokenizer")]
-    (tmp_path / "train.ro_tests.unit.data.teacher_cache.test_teacher_cache").write_text("a\n" * len(PAIRS))
+    with pytest.raises(ConfigError, match="--target-lang xx_XX: .* holds en_XX and ro_RO"):
+        TranslationTask(TranslationConfig(target_lang="xx_XX"), data, pad=1, decoder_start=None)
+    flags = ["--source-lang", "en_XX", "--target-lang", "ro_XX", "--tokenizer", str(tmp_path / "tokenizer")]
+    (tmp_path / "train.ro_XX").write_text("a\n" * len(PAIRS))
     assert preprocess(["--train-prefix", str(tmp_path / "train"), *flags, "--dest-dir", str(tmp_path / "other")]) != 0
-    assert "has no language 'ro_tests.unit.data.teacher_cache.test_teacher_cache'" in capsys.readouterr().err
+    assert "has no language 'ro_XX'" in capsys.readouterr().err
 
 
 def test_data_of_another_task_is_refused(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ PLAIN = {"prefix": [BOS], "suffix": [EOS]}
 def paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("corpora")
     return {
-        "en": make(folder / "en", "en_tests.unit.data.teacher_cache.test_teacher_cache", 30, 1, {"prefix": [], "suffix": [EOS, 61]}),
+        "en": make(folder / "en", "en_XX", 30, 1, {"prefix": [], "suffix": [EOS, 61]}),
         "ro": make(folder / "ro", "ro_RO", 12, 2, {"prefix": [], "suffix": [EOS, 62]}),
         "de": make(folder / "de", "de_DE", 7, 3, {"prefix": [], "suffix": [EOS, 63]}),
         "plain": make(folder / "plain", "en", 20, 4, PLAIN),
@@ -241,20 +241,20 @@ def test_streams_and_folders_go_on_exactly(paths, tmp_path, workers, objective):
 def test_a_stream_of_its_own_takes_the_language_that_it_is_named_for(tmp_path):
     pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁a", -3.0), ("b", -5.0)]
     tokenizer = MBart50Tokenizer(vocab=pieces)
-    english, french = tokenizer.convert_tokens_to_ids(["en_tests.unit.data.teacher_cache.test_teacher_cache", "fr_XX"])
+    english, french = tokenizer.convert_tokens_to_ids(["en_XX", "fr_XX"])
     folder = tmp_path / "en"
     folder.mkdir()
     shard = write_shard(folder, "valid-00000", {"text": [np.array([5, 6])]}, 80)
-    around = {"en_tests.unit.data.teacher_cache.test_teacher_cache": {"prefix": [english], "suffix": [2]}}
-    described = {"columns": ["text"], "languages": {"text": "en_tests.unit.data.teacher_cache.test_teacher_cache"}, "task": "pretraining"}
+    around = {"en_XX": {"prefix": [english], "suffix": [2]}}
+    described = {"columns": ["text"], "languages": {"text": "en_XX"}, "task": "pretraining"}
     write_manifest(folder, content({"valid": [shard]}, 80, templates={"source": around, "target": around}, **described))
     tokenizer.save_pretrained(folder / "tokenizer")
     (tmp_path / "fr.txt").write_text("a b\nb a\na a\n")
-    task = task_of(folder, stream=(f"fr_tests.unit.data.teacher_cache.test_teacher_cache={tmp_path}/fr.txt",))
+    task = task_of(folder, stream=(f"fr_XX={tmp_path}/fr.txt",))
     for source, labels, decoder in rows_of(task.iterator("train", BATCHING_30, True, 1)):
         assert source[0] == labels[0] == french and source[-1] == 2 and decoder[0] == 2
-    assert task.corpora("valid") == ["en"] and "streamed: fr_tests.unit.data.teacher_cache.test_teacher_cache" in task.describe()[-1]
-    with pytest.raises(DataError, match="--stream: MBart50Tokenizer has no language 'fr'; did you mean fr_tests.unit.data.teacher_cache.test_teacher_cache"):
+    assert task.corpora("valid") == ["en"] and "streamed: fr_XX" in task.describe()[-1]
+    with pytest.raises(DataError, match="--stream: MBart50Tokenizer has no language 'fr'; did you mean fr_XX"):
         task_of(folder, stream=(f"fr={tmp_path}/fr.txt",))
 
 

@@ -28,18 +28,18 @@ def word_tokenizer(**names: str) -> PreTrainedTokenizerFast:
 class TestTemplates:
     def test_mbart_ends_with_the_language_of_the_role(self) -> None:
         tokenizer = MBartTokenizer(vocab=PIECES)
-        english, french = tokenizer.convert_tokens_to_ids(["en_tests.unit.data.teacher_cache.test_teacher_cache", "fr_XX"])
-        found = tokenizers.probe_templates(tokenizer, ["en_tests.unit.data.teacher_cache.test_teacher_cache", "fr_XX"])
-        both = {"en_tests.unit.data.teacher_cache.test_teacher_cache": Template((), (2, english)), "fr_XX": Template((), (2, french))}
+        english, french = tokenizer.convert_tokens_to_ids(["en_XX", "fr_XX"])
+        found = tokenizers.probe_templates(tokenizer, ["en_XX", "fr_XX"])
+        both = {"en_XX": Template((), (2, english)), "fr_XX": Template((), (2, french))}
         assert found == {"source": both, "target": both}
         assert english != french
 
     def test_mbart50_begins_with_the_language_of_the_role(self) -> None:
         tokenizer = MBart50Tokenizer(vocab=PIECES)
-        english, french = tokenizer.convert_tokens_to_ids(["en_tests.unit.data.teacher_cache.test_teacher_cache", "fr_XX"])
-        found = tokenizers.probe_templates(tokenizer, ["en_tests.unit.data.teacher_cache.test_teacher_cache", "fr_XX"])
-        assert found["source"]["en_tests.unit.data.teacher_cache.test_teacher_cache"] == found["target"]["en_XX"] == Template((english,), (2,))
-        assert found["target"]["fr_tests.unit.data.teacher_cache.test_teacher_cache"] == Template((french,), (2,))
+        english, french = tokenizer.convert_tokens_to_ids(["en_XX", "fr_XX"])
+        found = tokenizers.probe_templates(tokenizer, ["en_XX", "fr_XX"])
+        assert found["source"]["en_XX"] == found["target"]["en_XX"] == Template((english,), (2,))
+        assert found["target"]["fr_XX"] == Template((french,), (2,))
 
     def test_roles_that_differ(self) -> None:
         # A tokenizer whose targets are marked in front and whose sources are not, as transformers calls it.
@@ -55,8 +55,8 @@ class TestTemplates:
 
     @pytest.mark.parametrize("kind", [MBartTokenizer, MBart50Tokenizer])
     def test_unknown_language(self, kind: Any) -> None:
-        with pytest.raises(DataError, match=r"has no language 'fr'; did you mean fr_tests.unit.data.teacher_cache.test_teacher_cache\? known: ar_AR"):
-            tokenizers.probe_templates(kind(vocab=PIECES), ["en_tests.unit.data.teacher_cache.test_teacher_cache", "fr"])
+        with pytest.raises(DataError, match=r"has no language 'fr'; did you mean fr_XX\? known: ar_AR"):
+            tokenizers.probe_templates(kind(vocab=PIECES), ["en_XX", "fr"])
 
     def test_languages_of_nllb(self) -> None:
         tokenizer = NllbTokenizer(vocab={piece: number for number, (piece, _) in enumerate(PIECES)})
@@ -79,8 +79,8 @@ class TestPairs:
 
     def test_equal_ids_and_languages(self) -> None:
         tokenizer = MBartTokenizer(vocab=PIECES)
-        french = tokenizer.convert_tokens_to_ids("fr_tests.unit.data.teacher_cache.test_teacher_cache")
-        assert tokenizers.probe_pair(tokenizer, "fr_tests.unit.data.teacher_cache.test_teacher_cache") == PairTemplate((), (), (2, french))
+        french = tokenizer.convert_tokens_to_ids("fr_XX")
+        assert tokenizers.probe_pair(tokenizer, "fr_XX") == PairTemplate((), (), (2, french))
         unknown = PreTrainedTokenizerFast(
             tokenizer_object=Tokenizer(models.WordLevel({"[UNK]": 0}, "[UNK]")), unk_token="[UNK]"
         )
@@ -108,7 +108,7 @@ class TestEncoding:
     def test_fast_ids_are_those_of_transformers(self, kind: Any, tmp_path: Path) -> None:
         kind(vocab=PIECES).save_pretrained(tmp_path)
         opened = tokenizers.open_tokenizer(tmp_path)
-        spec = choose_encoder(opened, tmp_path, {"source": "en_tests.unit.data.teacher_cache.test_teacher_cache", "target": "fr_XX"})
+        spec = choose_encoder(opened, tmp_path, {"source": "en_XX", "target": "fr_XX"})
         texts = ["a house", "", "  é b  a", "x" * 3000]
         assert spec.rust
         rows = spec.open()(texts, "source")
