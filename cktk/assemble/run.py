@@ -106,6 +106,8 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
     step, teacher = make_step(settings, models, world)
     for line in (*models.describe(), *task.describe()):
         logger.info("%s", line)
+    if (rows := settings.section(BatchingConfig).train_subset) is not None:
+        logger.info("train: %d of these rows (--train-subset), drawn by --seed %d", rows, run.seed)
     freeze(models.family, models.student, updates, head=step.all_needs().student_head)
     updater = make_updater(settings, step, teacher, world)
     validator = _validator(settings, task, models, step, teacher, world)

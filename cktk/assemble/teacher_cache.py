@@ -76,6 +76,10 @@ class _Caching:
         self._batching = settings.section(BatchingConfig)
         if self._batching.samples_per_epoch is not None:
             raise ConfigError("--samples-per-epoch: a cache is made of whole splits; leave it out")
+        if self._batching.train_subset is not None:
+            raise ConfigError(
+                "--train-subset: a cache is made of whole splits, which cktk-train draws from; leave it out"
+            )
         self._world = world
         self._folder = Path(config.cache_dir)
         self._data = DataFolder(config.data)

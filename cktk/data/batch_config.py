@@ -27,6 +27,12 @@ class BatchingConfig:
         help="end an epoch with the micro-batch that reaches this many sentences; the next epoch goes on behind it "
         "(default: an epoch is the whole training split)",
     )
+    train_subset: int | None = option(
+        None,
+        minimum=1,
+        help="train on so many rows of the training split, drawn by --seed; a smaller number gives a part of the rows "
+        "of a larger one (one corpus; default: all rows)",
+    )
     num_workers: int = option(0, minimum=0, resume="free", help="processes that load batches ahead; 0: load in place")
 
     @property

@@ -107,7 +107,8 @@ def blocks_of(shard_rows: Sequence[int], block_rows: int) -> Int64s:
 class WindowPlanner:
     """The micro-batches of any window of any pass over a split whose shards have ``shard_rows`` rows.
 
-    Without ``shuffle`` blocks keep their order and the batches of a window run from short to long.
+    Without ``shuffle`` blocks keep their order and the batches of a window run from short to long. ``drawn_from`` is
+    the number of rows of which these are a subset, None where they are all.
     """
 
     def __init__(
@@ -121,9 +122,10 @@ class WindowPlanner:
         seed: int,
         window_rows: int,
         block_rows: int,
+        drawn_from: int | None = None,
     ) -> None:
         self.rows = sum(shard_rows)
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "rows": self.rows,
             "max_tokens": max_tokens,
             "batch_size": batch_size,
@@ -132,6 +134,8 @@ class WindowPlanner:
             "window_rows": window_rows,
             "block_rows": block_rows,
         }
+        if drawn_from is not None:
+            self.settings["drawn_from"] = drawn_from
         self._blocks = blocks_of(shard_rows, block_rows)
         self._lengths = lengths
         self._max_tokens = max_tokens

@@ -203,7 +203,8 @@ class MicroBatches(PlannedBatches):
 
     ``lengths`` gives the sides of rows as the model will see them and ``load`` makes the batch of given rows. The order
     depends on ``seed`` and the data alone. ``max_tokens`` bounds rows x longest side; ``window_rows`` rows are sorted
-    by length together; a window is made of blocks of ``block_rows`` neighbours.
+    by length together; a window is made of blocks of ``block_rows`` neighbours. ``drawn_from`` is the number of rows
+    of which these are a subset.
     """
 
     def __init__(
@@ -222,6 +223,7 @@ class MicroBatches(PlannedBatches):
         samples_per_epoch: int | None = None,
         window_rows: int = 65_536,
         block_rows: int = 1_024,
+        drawn_from: int | None = None,
     ) -> None:
         planner = WindowPlanner(
             shard_rows,
@@ -232,6 +234,7 @@ class MicroBatches(PlannedBatches):
             seed=seed,
             window_rows=window_rows,
             block_rows=block_rows,
+            drawn_from=drawn_from,
         )
         dealing = {"rank": rank, "world": world, "num_workers": num_workers}
         super().__init__(planner, load, samples_per_epoch=samples_per_epoch, **dealing)

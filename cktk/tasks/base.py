@@ -30,7 +30,10 @@ class Task(Protocol):
     def iterator(
         self, split_name: str, batching: BatchingConfig, shuffle: bool, seed: int, rank: int, world: int
     ) -> PlannedBatches:
-        """This rank's micro-batches of a split; raises `DataError` for a split that is not there."""
+        """This rank's micro-batches of a split; raises `DataError` for a split that is not there.
+
+        With ``shuffle`` they are for training, and ``batching.train_subset`` has to be followed or refused.
+        """
 
     def scorer(
         self, model: Any, tokenizer: Any, split_name: str, world: World, max_tokens: int | None

@@ -12,6 +12,8 @@ import numpy.typing as npt
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.batching import Int64s
 from cktk.data.iterators import MicroBatches
+from cktk.data.subset import RowSubset
+from cktk.errors import ConfigError
 from cktk.protocols import Batch
 
 
@@ -26,14 +28,30 @@ class Rows(Protocol):
         """(stop - start, 2): source and target lengths of those rows."""
 
 
+#: How many rows are looked at together where all of a split are.
+_CHUNK_ROWS = 1 << 20
+
 #: Makes the batch of rows of a split.
 Load = Callable[[Sequence[int]], Batch]
+
+
+def chunks(rows: int) -> Iterator[tuple[int, int]]:
+    """Starts and stops that part ``rows`` rows, so that what is read of a large split stays small."""
+    for start in range(0, rows, _CHUNK_ROWS):
+        yield start, min(start + _CHUNK_ROWS, rows)
 
 
 def split_batches(
     rows: Rows, load: Load, batching: BatchingConfig, *, shuffle: bool, seed: int, rank: int = 0, world: int = 1
 ) -> MicroBatches:
-    """This rank's micro-batches of all ``rows``; without ``shuffle`` an epoch is always the whole split."""
+    """This rank's micro-batches of ``rows``; without ``shuffle`` an epoch is always the whole split.
+
+    Raises `ConfigError` for a ``train_subset`` of more rows than there are.
+    """
+    drawn_from = None
+    if shuffle and batching.train_subset is not None:
+        subset = RowSubset(rows.shard_rows, rows.lengths, batching.train_subset, seed)
+        rows, load, drawn_from = subset, partial(_load_chosen, load, subset), subset.rows
     return MicroBatches(
         rows.shard_rows,
         rows.lengths,
@@ -47,7 +65,24 @@ def split_batches(
         # Workers start anew with each pass, which a short validation does not pay back.
         num_workers=batching.num_workers if shuffle else 0,
         samples_per_epoch=batching.samples_per_epoch if shuffle else None,
+        drawn_from=drawn_from,
     )
+
+
+def refuse_subset(batching: BatchingConfig, corpora: Sequence[str], streams: Sequence[str] = ()) -> None:
+    """Raise `ConfigError` if ``batching`` asks for a subset of several ``corpora``, or of one of these ``streams``."""
+    if batching.train_subset is None:
+        return
+    if streams:
+        raise ConfigError(
+            f"--train-subset draws rows of a data folder, and nobody has counted those of the stream {streams[0]}; "
+            "leave it out, or preprocess the text"
+        )
+    if len(corpora) > 1:
+        raise ConfigError(
+            f"--train-subset takes one corpus in one direction, not {len(corpora)} ({', '.join(corpora)}); leave it "
+            "out, or train on one of them"
+        )
 
 
 def shard_batches(rows: Rows, load: Load, shard: int, batching: BatchingConfig) -> Iterator[Batch]:
@@ -69,6 +104,10 @@ def shard_batches(rows: Rows, load: Load, shard: int, batching: BatchingConfig) 
 
 def _load_from(load: Load, first: int, ids: Sequence[int]) -> Batch:
     return load([first + index for index in ids])
+
+
+def _load_chosen(load: Load, subset: RowSubset, ids: Sequence[int]) -> Batch:
+    return load([subset.original(index) for index in ids])
 
 
 def padded(rows: Sequence[npt.NDArray[Any]], fill: int) -> tuple[Int64s, npt.NDArray[np.bool_]]:

@@ -18,6 +18,7 @@ from cktk.data.mixtures.corpora import Corpora
 from cktk.data.mixtures.mixture import Corpus, Place, StoredCorpus, mixed_batches
 from cktk.data.mixtures.streaming import StreamCorpus, TextStream
 from cktk.data.sources.stream_sources import StreamSpec
+from cktk.data.subset import RowSubset, SubsetCorpus
 from cktk.data.texts import Ids, Texts, check_column
 from cktk.data.tokenization.encoder import knows_languages
 from cktk.data.tokenization.encoder_spec import choose_encoder
@@ -25,7 +26,7 @@ from cktk.data.tokenization.tokenizers import check_languages, open_tokenizer, p
 from cktk.distributed.world import World
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import IGNORED, Batch, Side, Template
-from cktk.tasks.batches import padded, shard_batches, shift_right, split_batches
+from cktk.tasks.batches import padded, refuse_subset, shard_batches, shift_right, split_batches
 from cktk.tasks.noise import Noise, make_noise
 from cktk.tasks.pretraining_config import ENCODER_OBJECTIVES, PretrainingConfig
 
@@ -160,10 +161,8 @@ class PretrainingTask:
             names = self.corpora(split_name) or [next(iter(self.data))]
             return self.corpus_pass(names[0], split_name, batching, rank, world)
         texts = self._stored()
-        corpora: list[Corpus] = [
-            StoredCorpus(name, found.shard_rows, _Rows(found, self._framed[name]).lengths, seed)
-            for name, found in texts.items()
-        ]
+        refuse_subset(batching, [*texts, *self._streams], list(self._streams))
+        corpora: list[Corpus] = [self._corpus(name, found, batching, seed) for name, found in texts.items()]
         corpora += [self._streamed(spec) for spec in self._streams.values()]
         window = {"window_rows": _STREAM_WINDOW} if self._streams else {}
         load = partial(self._load, texts, (seed, _TRAINING))
@@ -227,6 +226,12 @@ class PretrainingTask:
         if not found and not self._streams:
             raise DataError(f"{self.data.path}: there is no train split; preprocess one, or give --stream")
         return found
+
+    def _corpus(self, name: str, texts: Texts, batching: BatchingConfig, seed: int) -> StoredCorpus:
+        rows = _Rows(texts, self._framed[name])
+        if batching.train_subset is None:
+            return StoredCorpus(name, rows.shard_rows, rows.lengths, seed)
+        return SubsetCorpus(name, RowSubset(rows.shard_rows, rows.lengths, batching.train_subset, seed), seed)
 
     def _streamed(self, spec: StreamSpec) -> StreamCorpus:
         language = self._language(spec.corpus)

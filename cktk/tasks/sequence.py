@@ -14,7 +14,7 @@ from cktk.data.iterators import PlannedBatches
 from cktk.data.mixtures.mixture import MixturePlanner, Place, StoredCorpus
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import IGNORED, Batch, DecodingStart, Side, Template
-from cktk.tasks.batches import padded, shard_batches, shift_right, split_batches
+from cktk.tasks.batches import padded, refuse_subset, shard_batches, shift_right, split_batches
 from cktk.tasks.configs import SequenceConfig
 from cktk.tasks.pairs import Pair, PairCorpus, PairRows
 
@@ -28,6 +28,8 @@ class SequenceTask:
     """
 
     sides: tuple[Side, ...] = ("encoder", "decoder")
+    #: What stands for a line break inside of an output.
+    line_break = " "
 
     def __init__(self, config: SequenceConfig, *corpora: PairCorpus, pad: int, decoder_start: int | None) -> None:
         self.corpus, self.data = corpora[0], corpora[0].data
@@ -115,12 +117,13 @@ class SequenceTask:
     def iterator(
         self, split_name: str, batching: BatchingConfig, shuffle: bool, seed: int, rank: int = 0, world: int = 1
     ) -> PlannedBatches:
-        """The micro-batches of a split; without ``shuffle`` (validation) an epoch is all that the first corpus with
-        that split has of it.
+        """The micro-batches of a split, of all corpora that have it; without ``shuffle`` (validation) an epoch is all
+        that the first of these has of it.
         """
-        if shuffle and len(self._corpora) > 1:
+        having = self.corpora(split_name)
+        if shuffle and len(having) > 1:
             return self._mixed(split_name, batching, seed, rank, world)
-        corpus = next(map(self._corpora.__getitem__, self.corpora(split_name)), self.corpus)
+        corpus = self._corpora[having[0]] if having else self.corpus
         return self._batches(corpus, split_name, batching, shuffle, seed, rank, world)
 
     def corpus_pass(
@@ -148,7 +151,8 @@ class SequenceTask:
 
     def _mixed(self, split_name: str, batching: BatchingConfig, seed: int, rank: int, world: int) -> PlannedBatches:
         """Micro-batches of all corpora; by default an epoch has as many samples as these have rows."""
-        rows = {name: corpus.rows(split_name) for name, corpus in self._corpora.items()}
+        refuse_subset(batching, self.corpora(split_name))
+        rows = {name: self._corpora[name].rows(split_name) for name in self.corpora(split_name)}
         sizes = {name: len(found) for name, found in rows.items()}
         planner = MixturePlanner(
             [StoredCorpus(name, found.shard_rows, found.lengths, seed) for name, found in rows.items()],
