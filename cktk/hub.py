@@ -22,11 +22,10 @@ from cktk.config.options import checked
 from cktk.data.context_config import InputConfig
 from cktk.data.shards import DataFolder
 from cktk.errors import CheckpointError, ConfigError
-from cktk.evaluation.rouge import LINE_BREAK
 from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
 from cktk.generation.translator import Translator
-from cktk.tasks.decoding import SplitGenerator, SplitTranslator
-from cktk.tasks.summarization import SplitSummarizer
+from cktk.registry import TASKS
+from cktk.tasks.decoding import SplitGenerator, WritesTexts, split_generator
 
 
 def student_folder(path: str | Path) -> Path:
@@ -53,6 +52,7 @@ def resolve_device(name: str) -> torch.device:
 def student(
     path: str | Path,
     *,
+    task: str = "translation",
     source_lang: str | None = None,
     target_lang: str | None = None,
     device: str = "auto",
@@ -65,20 +65,25 @@ def student(
 ) -> Translator:
     """A student ready to translate or summarise: ``student(path).translate(["Hello."])``.
 
-    ``path`` is a student folder, a checkpoint folder, a run directory or a hub name; ``options`` are the fields of
+    ``path`` is a student folder, a checkpoint folder, a run directory or a hub name. ``task`` says how a line break
+    inside of an output is written: as a space, or with "summarization" as ``<n>``. ``options`` are the fields of
     `SearchConfig` (``beam``, ``lenpen``, ...) and, without ``inputs``, of `InputConfig`: ``source_prompt`` and the
     context of ``context_size`` sentences before each (texts are then the sentences of a document up to the next blank
-    one). Raises `CheckpointError` if there is no such model, or a damaged one, and `ConfigError` for options that are
-    not in their range.
+    one). Raises `CheckpointError` if there is no such model, or a damaged one, `ConfigError` for options that are not
+    in their range and for a task whose models write no texts, and `RegistryError` for one that is not known.
     """
+    line_break = _writing_task(task).line_break
     shown = {option.name: options.pop(option.name) for option in fields(InputConfig) if option.name in options}
     search, inputs = checked(SearchConfig, **options), inputs or checked(InputConfig, **shown)
     config = load_config(path)
     family = family_of(config.model_type, path)
     if "decoder" not in family.shape(config).sides:
-        raise CheckpointError(f"{path}: a {config.model_type} has no decoder, so it cannot translate")
+        raise CheckpointError(
+            f"{path}: a {config.model_type} has no decoder, so it writes no texts; open a classifier with "
+            "transformers' pipeline('text-classification')"
+        )
     model = load_model(path, allow_bin_weights=allow_bin_weights, device=resolve_device(device))
-    return Translator(
+    found = Translator(
         model,
         load_tokenizer(path),
         search,
@@ -91,6 +96,16 @@ def student(
         batch_size=batch_size,
         inputs=inputs,
     )
+    found.line_break = line_break
+    return found
+
+
+def _writing_task(name: str) -> WritesTexts:
+    """The row ``name`` of `TASKS`."""
+    kind = TASKS.target(name)
+    if not isinstance(kind, WritesTexts):
+        raise ConfigError(f"task {name}: its models write no texts; give translation or summarization")
+    return kind
 
 
 def open_translator(
@@ -101,9 +116,10 @@ def open_translator(
     inputs: InputConfig | None = None,
     task: str = "translation",
 ) -> Translator:
-    """`student` with the options of the command line; a line break inside of a summary is written as `LINE_BREAK`."""
-    found = student(
+    """`student` with the options of the command line."""
+    return student(
         path,
+        task=task,
         source_lang=model.source_lang,
         target_lang=model.target_lang,
         device=model.device,
@@ -114,9 +130,6 @@ def open_translator(
         inputs=inputs,
         **vars(search),
     )
-    if task == "summarization":
-        found.line_break = LINE_BREAK
-    return found
 
 
 def open_split(
@@ -130,7 +143,8 @@ def open_split(
 ) -> SplitGenerator:
     """A student and a data folder made with the same tokenizer; for translation in the direction asked for.
 
-    Raises `ConfigError` if their tokenizers differ, besides what opening either raises.
+    Raises `ConfigError` if their tokenizers differ, besides what opening either raises, `student` and
+    `split_generator`.
     """
     data = DataFolder(data_bin)
     check_vocabularies(
@@ -138,9 +152,14 @@ def open_split(
         folder_vocabulary(f"the data {data_bin}", data.tokenizer_path, data.vocab_size, data.fingerprint),
     )
     translator = open_translator(path, model, search, batches, inputs, task)
-    if task == "summarization":
-        return SplitSummarizer(translator, data, inputs)
-    return SplitTranslator(translator, data, model.source_lang, model.target_lang, inputs)
+    return split_generator(
+        _writing_task(task),
+        translator,
+        data,
+        inputs=inputs,
+        source_lang=model.source_lang,
+        target_lang=model.target_lang,
+    )
 
 
 def _standard_config(family: Family, spec: StudentSpec, vocab_size: int | None, max_positions: int) -> PreTrainedConfig:

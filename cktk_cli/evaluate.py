@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cktk.config.command import Command, Settings
@@ -15,7 +15,7 @@ from cktk.plugins import load_plugins
 from cktk_cli import lines
 from cktk_cli.progress import SentenceBar
 from cktk_cli.run import run_command
-from cktk_cli.task import MODEL_SECTIONS, open_split, score_texts, task_component
+from cktk_cli.task import MODEL_SECTIONS, TEXT_SECTIONS, open_split, score_texts, task_component, writes_texts
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Score a file of outputs (--hypothesis, --reference), or let one or several models work on a split and compare "
         "their quality, size and speed.",
         [EvaluateConfig, *MODEL_SECTIONS],
-        [task_component(argv)],
+        [task_component(argv, of_texts=TEXT_SECTIONS)],
         load_plugins=load_plugins,
     )
     return run_command(command, evaluate, argv)
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def evaluate(settings: Settings) -> None:
     """Score what the settings name and print a table, or JSON, on stdout."""
-    if settings.component("task")[0] == "glue":
+    if not writes_texts(settings):
         from cktk_cli.glue import evaluate as evaluate_glue
 
         evaluate_glue(settings)
@@ -45,8 +45,8 @@ def evaluate(settings: Settings) -> None:
         rows = [({"name": config.hypothesis}, score_texts(settings, *pairs))]
     else:
         if config.reference is not None:
-            expected = lines.rows_of_split(str(config.data_bin), config.gen_subset)
-            lines.check_paired("--reference", config.reference, expected, f"the {config.gen_subset} split")
+            expected = lines.rows_of_split(str(config.data_bin), _split(config))
+            lines.check_paired("--reference", config.reference, expected, f"the {_split(config)} split")
         rows = [_measure(path, settings) for path in config.path]
     if config.json:
         print(json.dumps([{**facts, **scores.record()} for facts, scores in rows], ensure_ascii=False, indent=2))
@@ -62,6 +62,10 @@ def _check(config: EvaluateConfig) -> None:
             raise ConfigError("--hypothesis needs --reference FILE")
     elif not config.path or config.data_bin is None:
         raise ConfigError("give a data folder and --path DIR,.. to compare models, or --hypothesis and --reference")
+
+
+def _split(config: EvaluateConfig) -> str:
+    return config.gen_subset or "test"
 
 
 def _paired_lines(hypothesis: str, reference: str) -> tuple[list[str], list[str]]:
@@ -83,12 +87,12 @@ def _measure(path: str, settings: Settings) -> tuple[dict[str, Any], Any]:
     from cktk.hub import student_folder
 
     config = settings.section(EvaluateConfig)
-    split = open_split(settings, path, str(config.data_bin))
-    with SentenceBar(path, len(split.data.split(config.gen_subset))) as bar:
+    name, split = _split(config), open_split(settings, path, str(config.data_bin))
+    with SentenceBar(path, len(split.data.split(name))) as bar:
         started = time.perf_counter()
-        found = split.translate(config.gen_subset, on_progress=bar)
+        found = split.translate(name, on_progress=bar)
         seconds = time.perf_counter() - started
-    references = list(lines.read(config.reference)) if config.reference else split.references(config.gen_subset)
+    references = list(lines.read(config.reference)) if config.reference else split.references(name)
     folder = student_folder(path)
     facts = {
         "name": path,
@@ -118,8 +122,17 @@ def _print_table(rows: list[tuple[dict[str, Any], Any]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
     console.print("\n".join(rows[0][1].signatures()), highlight=False)
-    if cut := sum(facts.get("truncated", 0) for facts, _ in rows):
-        print(f"warning: {cut} sources were over-long and cut", file=sys.stderr)
+    _warn_of_cuts({facts["name"]: facts.get("truncated", 0) for facts, _ in rows})
+
+
+def _warn_of_cuts(cut: Mapping[str, int]) -> None:
+    """Tell how many sources models have not seen whole: once if all are alike."""
+    if len(set(cut.values())) == 1:
+        cut = {"": next(iter(cut.values()))}
+    for model, number in cut.items():
+        if number:
+            whom = f" for {model}" if model else ""
+            print(f"warning: {number} sources were over-long and cut{whom}", file=sys.stderr)
 
 
 if __name__ == "__main__":

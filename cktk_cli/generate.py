@@ -16,7 +16,16 @@ from cktk.plugins import load_plugins
 from cktk_cli import lines, streams
 from cktk_cli.progress import SentenceBar
 from cktk_cli.run import run_command
-from cktk_cli.task import MODEL_SECTIONS, check_scoring, open_split, open_translator, score_texts, task_component
+from cktk_cli.task import (
+    MODEL_SECTIONS,
+    TEXT_SECTIONS,
+    check_scoring,
+    open_split,
+    open_translator,
+    score_texts,
+    task_component,
+    writes_texts,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Translate or summarise lines (one text each) or a split of a data folder. Writes one output per line, in "
         "input order; a blank line gives a blank line. With --dest-dir the outputs become the targets of a new data "
         "folder; with --task glue the output are predictions.",
-        [GenerateConfig, NewTargetsConfig, *MODEL_SECTIONS],
-        [task_component(argv)],
+        [GenerateConfig, *MODEL_SECTIONS],
+        [task_component(argv, of_texts=(*TEXT_SECTIONS, NewTargetsConfig))],
         load_plugins=load_plugins,
     )
     return run_command(command, generate, argv)
@@ -35,14 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def generate(settings: Settings) -> None:
     """Generate, write, and report on stderr; a score goes to stdout if the outputs went to a file."""
-    new = settings.section(NewTargetsConfig).dest_dir is not None
-    if settings.component("task")[0] == "glue":
-        if new:
-            raise ConfigError("--dest-dir takes outputs as targets, and --task glue has labels; leave it out")
+    if not writes_texts(settings):
         from cktk_cli.glue import predict
 
         predict(settings)
-    elif new:
+    elif settings.section(NewTargetsConfig).dest_dir is not None:
         _write_targets(settings)
     else:
         _write_lines(settings)

@@ -18,6 +18,7 @@ from cktk.evaluation.configs import EvaluateConfig
 from cktk.generation.configs import GenerateConfig, ModelConfig, SearchBatchConfig
 from cktk.utils.files import atomic_file
 from cktk_cli.progress import SentenceBar
+from cktk_cli.task import refuse
 
 
 def predict(settings: Settings) -> None:
@@ -30,14 +31,18 @@ def predict(settings: Settings) -> None:
         raise ConfigError("--task glue predicts the rows of a data folder; give one of cktk-preprocess --task glue")
     if config.output is None:
         raise ConfigError("--task glue writes one file a test set: give --output DIR")
-    for flag, given in (
-        ("--input", config.input != "-"),
-        ("--prefix", config.prefix is not None),
-        ("--scoring", config.scoring is not None),
-        ("--reference", config.reference is not None),
-    ):
-        if given:
-            raise ConfigError(f"{flag} has no meaning with --task glue; leave it out")
+    refuse(
+        "--task glue",
+        {
+            "--input": config.input != "-",
+            "--prefix": config.prefix is not None,
+            "--scoring": config.scoring is not None,
+            "--reference": config.reference is not None,
+            "--print-scores": config.print_scores,
+            "--buffer-size": config.buffer_size != GenerateConfig.buffer_size,
+            **_languages(settings),
+        },
+    )
     folder = Path(config.output)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output {folder}: is a file; --task glue writes into a folder")
@@ -45,7 +50,7 @@ def predict(settings: Settings) -> None:
 
     model = _open(settings, config.path, config.data_bin)
     for split, name in model.prediction_files(config.gen_subset).items():
-        found = _answer(model, split)
+        found = _answer(model, _Cuts(), split)
         lines = predictions(found.found, model.task.labels, model.task.benchmark)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / name, "w", encoding="utf-8", newline="\n") as stream:
@@ -60,6 +65,7 @@ def evaluate(settings: Settings) -> None:
     if config.hypothesis is not None or config.reference is not None:
         given = "--reference" if config.hypothesis is None else "--hypothesis"
         raise ConfigError(f"{given} has no meaning with --task glue, whose data folders hold the labels; leave it out")
+    refuse("--task glue", _languages(settings))
     data = [path for path in (config.data_bin or "").split(",") if path]
     if not data or not config.path:
         raise ConfigError("give one data folder or several, DATA,.., and as many models a row with --path DIR,..")
@@ -68,21 +74,39 @@ def evaluate(settings: Settings) -> None:
             f"--path names {len(config.path)} models for {len(data)} data folders: give each folder its own, in the "
             "order of the folders, and for more rows as many again"
         )
-    width = len(data)
+    # transformers takes seconds to import: only after the flags have been looked at.
+    from cktk.assemble.answering import scored_split
+
+    split = scored_split(data, config.gen_subset)
+    if config.gen_subset is None and split != "test":
+        print(f"--gen-subset {split}: a test split without labels cannot be scored", file=sys.stderr)
+    width, cuts = len(data), _Cuts()
     groups = [config.path[start : start + width] for start in range(0, len(config.path), width)]
-    rows = [_row(group, data, settings) for group in groups]
+    rows = [_row(group, data, split, cuts, settings) for group in groups]
     if config.json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
     else:
         _print_table(rows)
 
 
-def _row(paths: Sequence[str], data: Sequence[str], settings: Settings) -> dict[str, Any]:
+class _Cuts:
+    """Warnings of rows that are cut, once for data of which several models see as much."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, int]] = set()
+
+    def tell(self, what: str, rows: int) -> None:
+        if rows and (what, rows) not in self._told:
+            print(f"warning: {rows} rows of {what} were over-long and cut", file=sys.stderr)
+        self._told.add((what, rows))
+
+
+def _row(paths: Sequence[str], data: Sequence[str], split: str, cuts: _Cuts, settings: Settings) -> dict[str, Any]:
     """The scores of one model a data folder, and their averages over the tasks of GLUE."""
     tasks = []
     for path, folder in zip(paths, data, strict=True):
         model = _open(settings, path, folder)
-        tasks.append(model.score(settings.section(EvaluateConfig).gen_subset, partial(_answer, model)))
+        tasks.append(model.score(split, partial(_answer, model, cuts)))
     # runs/cka-cola and runs/cka-sst2 are runs/cka together.
     name = paths[0] if len(paths) == 1 else os.path.commonprefix(list(paths)).rstrip("-_/.") or paths[0]  # noqa: RUF071
     row: dict[str, Any] = {"name": name, "tasks": tasks, "tasks_of_glue": sum("score" in task for task in tasks)}
@@ -107,11 +131,16 @@ def _open(settings: Settings, path: str, data: str) -> Any:
     )
 
 
-def _answer(model: Any, split: str) -> Any:
+def _languages(settings: Settings) -> dict[str, bool]:
+    """Which flags of languages are given: sentences were tokenised in theirs."""
+    model = settings.section(ModelConfig)
+    return {"--source-lang": model.source_lang is not None, "--target-lang": model.target_lang is not None}
+
+
+def _answer(model: Any, cuts: _Cuts, split: str) -> Any:
     with SentenceBar(f"{model.title} {split}", len(model.data.split(split))) as bar:
         found = model.answer(split, bar)
-    if found.truncated:
-        print(f"warning: {found.truncated} rows of {model.title} {split} were over-long and cut", file=sys.stderr)
+    cuts.tell(f"{model.title} {split}", found.truncated)
     return found
 
 

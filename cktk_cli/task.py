@@ -11,19 +11,26 @@ from cktk.config.command import Component, Settings
 from cktk.config.options import Raw
 from cktk.data.context_config import InputConfig
 from cktk.errors import CktkError, ConfigError
+from cktk.evaluation.configs import TextMetricsConfig
 from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
 from cktk.registry import EVALUATIONS, Registry
 from cktk.utils.files import read_json
 
-#: The settings of a model that generates.
-MODEL_SECTIONS = (SearchConfig, SearchBatchConfig, ModelConfig, InputConfig)
+#: The settings of a model that answers or writes, and those of one that writes texts.
+MODEL_SECTIONS = (SearchBatchConfig, ModelConfig)
+TEXT_SECTIONS = (SearchConfig, InputConfig)
 
 #: What a data folder is known by; `cktk.data.shards` knows more of it, and takes numpy to load.
 _MANIFEST = "manifest.json"
 
 
-def task_component(argv: Sequence[str] | None, registry: Registry = EVALUATIONS) -> Component:
-    """``--task``; by default what the data folder says that is named by run file or command line ``argv``."""
+def task_component(
+    argv: Sequence[str] | None, registry: Registry = EVALUATIONS, of_texts: Sequence[type] = ()
+) -> Component:
+    """``--task``; by default what the data folder says that is named by run file or command line ``argv``.
+
+    The sections ``of_texts`` come with tasks whose models write texts.
+    """
 
     def of_data(given: Mapping[str, Raw]) -> str | None:
         written = [given.get(name) for name in ("data_bin", "data")]
@@ -40,6 +47,7 @@ def task_component(argv: Sequence[str] | None, registry: Registry = EVALUATIONS)
         default="translation",
         help="what to do with the data folder (default: what it was preprocessed for)",
         infer=of_data,
+        further=lambda config: of_texts if issubclass(config, TextMetricsConfig) else (),
     )
 
 
@@ -87,9 +95,20 @@ def score_texts(settings: Settings, hypotheses: Sequence[str], references: Seque
     return EVALUATIONS.target(name)(config)(hypotheses, references)
 
 
+def writes_texts(settings: Settings) -> bool:
+    """Whether models of the task that was chosen write texts."""
+    return isinstance(settings.component("task")[1], TextMetricsConfig)
+
+
 def check_scoring(settings: Settings, scoring: str | None) -> None:
     """Raise `ConfigError` where ``--scoring`` names metrics of another task."""
-    name, _ = settings.component("task")
-    fitting = {"translation": "sacrebleu", "summarization": "rouge"}
-    if scoring is not None and fitting.get(name, scoring) != scoring:
-        raise ConfigError(f"--scoring {scoring} does not fit --task {name}: give --scoring {fitting[name]}")
+    name, config = settings.component("task")
+    if scoring is not None and config.scoring not in (None, scoring):
+        raise ConfigError(f"--scoring {scoring} does not fit --task {name}: give --scoring {config.scoring}")
+
+
+def refuse(what: str, given: Mapping[str, bool]) -> None:
+    """Raise `ConfigError` for the first flag that is ``given`` and says nothing to ``what``."""
+    for flag, is_given in given.items():
+        if is_given:
+            raise ConfigError(f"{flag} has no meaning with {what}; leave it out")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +16,18 @@ from cktk.architectures.loading import load_config
 from cktk.assemble.heads import check_answers
 from cktk.assemble.models import ModelLoader
 from cktk.data.batch_config import BatchingConfig
-from cktk.data.glue import GLUE_TASKS
+from cktk.data.glue import GLUE_TASKS, MISMATCHED
 from cktk.data.mixtures.corpora import Corpora
 from cktk.data.shards import DataFolder
 from cktk.distributed import world as distributed
-from cktk.errors import DataError
-from cktk.evaluation.glue import known_rows, metrics_of, paper_score, score_answers, task_score
+from cktk.errors import ConfigError, DataError
+from cktk.evaluation.glue import is_known, known_rows, metrics_of, paper_score, score_answers, task_score
 from cktk.tasks.answers import answers
 from cktk.tasks.configs import GlueConfig
-from cktk.tasks.glue import GlueTask
+from cktk.tasks.glue import GlueTask, sentences_of
+from cktk.tasks.sentences import LABEL
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,46 @@ class Answers:
     seconds: float
     truncated: int
     figures: Callable[[], dict[str, float]]
+
+
+def scored_split(folders: Sequence[str], asked: str | None) -> str:
+    """The split on which models are scored: the one ``asked`` for, else test, or valid if some test has no labels.
+
+    Raises `ConfigError` for folders of the same task of GLUE, whose average has each task once, and `DataError` for one
+    without sentences, without that split, or without labels there.
+    """
+    found = [sentences_of(DataFolder(folder)) for folder in folders]
+    by_task: dict[str, DataFolder] = {}
+    for data in found:
+        if data.benchmark in by_task:
+            raise ConfigError(
+                f"{by_task[data.benchmark].path} and {data.path} are both {GLUE_TASKS[data.benchmark].title}, which an "
+                "average has once; score one of them by itself"
+            )
+        if data.benchmark in GLUE_TASKS:
+            by_task[data.benchmark] = data
+    split = asked or ("test" if all(_has_labels(data, "test") for data in found) else "valid")
+    for data in found:
+        for name in _with_mismatched(data, split):
+            known_rows(_labels(data, name), data.labels, f"{data.path}: split {name}")
+        if data.benchmark == "mnli" and split in MISMATCHED and MISMATCHED[split] not in data.splits:
+            logger.warning("%s: has no split %s: MNLI counts by its matched set alone", data.path, MISMATCHED[split])
+    return split
+
+
+def _labels(data: DataFolder, split: str) -> npt.NDArray[Any]:
+    found = data.split(split)
+    return found.values(LABEL, 0, len(found))
+
+
+def _has_labels(data: DataFolder, split: str) -> bool:
+    return split in data.splits and bool(is_known(_labels(data, split), data.labels).any())
+
+
+def _with_mismatched(data: DataFolder, split: str) -> list[str]:
+    """``split`` and, where there is one, MNLI's mismatched set beside it."""
+    mismatched = MISMATCHED.get(split)
+    return [split, mismatched] if mismatched in data.splits else [split]
 
 
 class SentenceModel:
@@ -110,11 +154,9 @@ class SentenceModel:
         """What is to be said of the model on ``split``, and on MNLI's mismatched one with it, as JSON values.
 
         ``answer`` is `answer`, perhaps with something around it. Tasks of GLUE have their ``score`` on the leaderboard,
-        and that of the paper.
+        and that of the paper; MNLI's mismatched set by itself has neither. `scored_split` looks for labels beforehand.
         """
-        splits = {"": split} | ({"mm": f"{split}_mm"} if f"{split}_mm" in self.data.splits else {})
-        for name in splits.values():
-            known_rows(self.task.rows(name).labels(), self.task.labels, f"{self.data.path}: split {name}")
+        splits = dict(zip(("", "mm"), _with_mismatched(self.data, split), strict=False))
         found = {key: answer(name) for key, name in splits.items()}
         figures = {key: answers.figures() for key, answers in found.items()}
         benchmark = self.task.benchmark
@@ -129,6 +171,6 @@ class SentenceModel:
             "metrics": list(metrics_of(benchmark, self.task.labels)),
             "splits": {name: figures[key] for key, name in splits.items()},
         }
-        if benchmark is not None:
+        if benchmark is not None and split not in MISMATCHED.values():
             entry |= {"score": task_score(benchmark, figures), "paper_score": paper_score(benchmark, figures)}
         return entry

@@ -39,6 +39,7 @@ class Component:
 
     Where neither flag nor run file chooses, ``infer`` may, from the options that are written there. A name in
     ``presets`` stands for the choice in its values, under the component's own name, and for values of options.
+    ``further`` gives sections that come with a choice, by the config of its row.
     """
 
     flag: str
@@ -47,6 +48,7 @@ class Component:
     help: str
     infer: Callable[[Mapping[str, Raw]], str | None] | None = None
     presets: Mapping[str, Preset] = dataclasses.field(default_factory=dict)
+    further: Callable[[type], Sequence[type]] = lambda _: ()
 
     @property
     def name(self) -> str:
@@ -55,6 +57,11 @@ class Component:
     def names(self) -> list[str]:
         """Everything that the flag takes."""
         return [*self.registry.names(), *(name for name in self.presets if name not in self.registry.names())]
+
+    def sections(self, name: str) -> list[type]:
+        """The sections whose flags join those of a command when ``name`` of the registry is chosen."""
+        config = self.registry.config(name)
+        return [config, *self.further(config)]
 
     def read(self, name: str | None) -> tuple[str | None, dict[str, str]]:
         """What is chosen by ``name``, one of `names` or None: a name of the registry, and values of options."""
@@ -190,7 +197,8 @@ class Command:
         return name
 
     def _chosen_sections(self, chosen: Mapping[str, str | None]) -> list[type]:
-        configs = [c.registry.config(name) for c in self.components if (name := chosen[c.name]) is not None]
+        chosen_of = ((component, chosen[component.name]) for component in self.components)
+        configs = [config for component, name in chosen_of if name is not None for config in component.sections(name)]
         return list(dict.fromkeys(configs))
 
     def _parse_flags(
@@ -240,11 +248,16 @@ class Command:
         return f"named settings, which run file and flags override: {known}"
 
     def _not_chosen(self, name: str) -> str | None:
-        """The first choice that has an option ``name``, as ``--flag name``."""
+        """The choices that have an option ``name``, as ``--flag this or that``."""
         for component in self.components:
-            for other in component.registry.names():
-                if name in {option.name for option in options_of(component.registry.config(other))}:
-                    return f"--{component.flag} {other}"
+            names = component.registry.names()
+            having = [
+                other
+                for other in names
+                if any(name == option.name for config in component.sections(other) for option in options_of(config))
+            ]
+            if having:
+                return f"--{component.flag} {' or '.join(having)}"
         return None
 
 

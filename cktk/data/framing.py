@@ -46,7 +46,10 @@ class Frame:
 
     def context(self, earlier: Sequence[Ids]) -> list[int]:
         """``earlier`` sentences with the separator behind each."""
-        return [token for sentence in earlier for token in (*map(int, sentence), int(self.separator or 0))]
+        if not earlier:
+            return []
+        assert self.separator is not None, "sentences of context need a separator"
+        return [token for sentence in earlier for token in (*map(int, sentence), self.separator)]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ MISMATCHED = {"valid": "valid_mm", "test": "test_mm"}
 
 
 @dataclass(frozen=True)
-class GlueTask:
-    """One task.
+class GlueDataset:
+    """The data of one task.
 
     ``text_a``, ``text_b`` and ``label`` are candidates for the column's name, best first; ``text_b`` is empty where a
     task has single sentences. ``labels`` are the names in the order of their integers, None for regression;
@@ -61,10 +61,10 @@ _BINARY = ("0", "1")
 _INFERENCE = ("entailment", "not_entailment")
 
 #: All tasks in the order of the leaderboard, by the name that ``--glue-task`` takes (and the hub's configuration has).
-GLUE_TASKS: dict[str, GlueTask] = {
+GLUE_TASKS: dict[str, GlueDataset] = {
     task.name: task
     for task in (
-        GlueTask(
+        GlueDataset(
             "cola",
             "CoLA",
             text_a=("sentence", "4"),
@@ -76,7 +76,7 @@ GLUE_TASKS: dict[str, GlueTask] = {
             hub_splits=_HUB,
             headless=("train", "valid"),
         ),
-        GlueTask(
+        GlueDataset(
             "sst2",
             "SST-2",
             text_a=("sentence",),
@@ -87,7 +87,7 @@ GLUE_TASKS: dict[str, GlueTask] = {
             files=_FILES,
             hub_splits=_HUB,
         ),
-        GlueTask(
+        GlueDataset(
             "mrpc",
             "MRPC",
             text_a=("sentence1", "#1 String"),
@@ -99,7 +99,7 @@ GLUE_TASKS: dict[str, GlueTask] = {
             files=_FILES,
             hub_splits=_HUB,
         ),
-        GlueTask(
+        GlueDataset(
             "stsb",
             "STS-B",
             text_a=("sentence1",),
@@ -109,7 +109,7 @@ GLUE_TASKS: dict[str, GlueTask] = {
             files=_FILES,
             hub_splits=_HUB,
         ),
-        GlueTask(
+        GlueDataset(
             "qqp",
             "QQP",
             text_a=("question1",),
@@ -121,7 +121,7 @@ GLUE_TASKS: dict[str, GlueTask] = {
             files=_FILES,
             hub_splits=_HUB,
         ),
-        GlueTask(
+        GlueDataset(
             "mnli",
             "MNLI",
             text_a=("premise", "sentence1"),
@@ -145,7 +145,7 @@ GLUE_TASKS: dict[str, GlueTask] = {
                 "test_mm": "test_mismatched",
             },
         ),
-        GlueTask(
+        GlueDataset(
             "qnli",
             "QNLI",
             text_a=("question",),
@@ -157,7 +157,7 @@ GLUE_TASKS: dict[str, GlueTask] = {
             files=_FILES,
             hub_splits=_HUB,
         ),
-        GlueTask(
+        GlueDataset(
             "rte",
             "RTE",
             text_a=("sentence1",),

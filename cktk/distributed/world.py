@@ -60,6 +60,20 @@ class World:
         dist.all_gather(gathered, mine)
         return [[row[1 : row[0] + 1] for row in table.tolist() if row[0] >= 0] for table in gathered]
 
+    def gather_rows(self, rows: Tensor) -> Tensor:
+        """Every rank's ``rows`` (R, ...), R its own number, below one another in the order of ranks, on all ranks."""
+        if self.size == 1:
+            return rows
+        mine = torch.tensor([len(rows)], device=rows.device)
+        counts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(counts, mine)
+        numbers = [int(count) for count in counts]
+        padded = rows.new_zeros(max(numbers), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        gathered = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(gathered, padded)
+        return torch.cat([table[:number] for table, number in zip(gathered, numbers, strict=True)])
+
     def wrap(self, module: nn.Module, some_unused: bool = False) -> nn.Module:
         """``module`` under DistributedDataParallel, or as it is for one process.
 

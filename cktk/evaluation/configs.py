@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from cktk.config.options import option
 
@@ -16,7 +16,11 @@ class EvaluateConfig:
     path: tuple[str, ...] = option(
         (), metavar="DIR,..", help="models to compare: student folders, checkpoint folders or run directories"
     )
-    gen_subset: str = option("test", metavar="SPLIT", help="split of the data folder")
+    gen_subset: str | None = option(
+        None,
+        metavar="SPLIT",
+        help="split of the data folder (default: test, or with --task glue valid where test has no labels)",
+    )
     hypothesis: str | None = option(None, metavar="FILE", help="score these lines instead of a model")
     reference: str | None = option(
         None, metavar="FILE", help="reference lines (default with a data folder: its decoded target side)"
@@ -25,13 +29,25 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class BleuConfig:
-    """translation: sacreBLEU's BLEU and chrF"""
+class TextMetricsConfig:
+    """metrics of texts"""
+
+    #: How ``--scoring`` calls them; None: it does not.
+    scoring: ClassVar[str | None] = None
 
 
 @dataclass(frozen=True)
-class RougeConfig:
+class BleuConfig(TextMetricsConfig):
+    """translation: sacreBLEU's BLEU and chrF"""
+
+    scoring: ClassVar[str | None] = "sacrebleu"
+
+
+@dataclass(frozen=True)
+class RougeConfig(TextMetricsConfig):
     """summarization: ROUGE-1, -2, -L and -Lsum by rouge-score"""
+
+    scoring: ClassVar[str | None] = "rouge"
 
     rouge_stemmer: bool = option(True, help="compare words without their English endings (Porter's stemmer)")
     rouge_lsum: Literal["sentences", "lines"] = option(

@@ -38,11 +38,18 @@ def metrics_of(benchmark: str | None, labels: Sequence[str] | None) -> tuple[str
     return REGRESSION if labels is None else CLASSIFICATION
 
 
+def is_known(
+    gold: npt.NDArray[np.float64] | npt.NDArray[np.int64], labels: Sequence[str] | None
+) -> npt.NDArray[np.bool_]:
+    """Which rows of ``gold`` (N,) have a label of ``labels``, or with None a number; see `score_answers`."""
+    return ~np.isnan(gold) if labels is None else gold >= 0
+
+
 def known_rows(
     gold: npt.NDArray[np.float64] | npt.NDArray[np.int64], labels: Sequence[str] | None, what: str
 ) -> npt.NDArray[np.bool_]:
-    """Which rows of ``gold`` (N,) have a label, see `score_answers`; raises `DataError` if none has."""
-    known: npt.NDArray[np.bool_] = ~np.isnan(gold) if labels is None else gold >= 0
+    """`is_known`; raises `DataError` that names ``what`` if no row has a label."""
+    known = is_known(gold, labels)
     if not known.any():
         raise DataError(f"{what} has no labels to score against; choose a split that has, e.g. valid")
     return known

@@ -24,16 +24,20 @@ def answers(
     ``batches`` are this rank's of one pass over it; ``done`` is called with the rows just answered. The model is run in
     the mode that it is in.
     """
-    found = torch.zeros(rows, int(model.config.num_labels), dtype=torch.float64, device=world.device)
+    numbers = [torch.zeros(0, dtype=torch.int64, device=world.device)]
+    logits = [torch.zeros(0, int(model.config.num_labels), dtype=torch.float64, device=world.device)]
     while taken := batches.next_update(1):
         batch = taken[0].to(world.device)
         if batch.dummy:
             continue
-        logits = model(**encoder_inputs(model.config, batch.inputs)).logits
-        found[torch.tensor(batch.ids, device=world.device)] = logits.double()
+        numbers.append(torch.tensor(batch.ids, device=world.device))
+        logits.append(model(**encoder_inputs(model.config, batch.inputs)).logits.double())
         if done is not None:
             done(len(batch.ids))
-    return world.all_reduce(found).cpu().numpy()
+    order = world.gather_rows(torch.cat(numbers)).cpu()
+    found = torch.full((rows, logits[0].shape[1]), torch.nan, dtype=torch.float64)
+    found[order] = world.gather_rows(torch.cat(logits)).cpu()
+    return found.numpy()
 
 
 class AnswerScorer:
@@ -56,7 +60,7 @@ class AnswerScorer:
         self._gold, self._labels, self._what = gold, labels, what
         #: The names of the figures.
         self.figures = REGRESSION if labels is None else CLASSIFICATION
-        known_rows(gold, labels, what)  # what is wrong is said now and not after the first epoch
+        known_rows(gold, labels, what)  # says what is wrong now and not after the first epoch
 
     def __call__(self) -> dict[str, float]:
         """Run the model over the split and compare."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from cktk.config.options import option
 from cktk.data.context_config import ContextConfig, PromptConfig
 from cktk.data.mixtures.mixture_config import MixtureConfig
+from cktk.errors import ConfigError
 from cktk.evaluation.configs import RougeConfig
+from cktk.generation.configs import SearchConfig
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,39 @@ class SequenceConfig(PromptConfig):
 
 
 @dataclass(frozen=True)
-class TranslationConfig(SequenceConfig, ContextConfig, MixtureConfig):
+class EvalSearchConfig:
+    """search of a validation"""
+
+    eval_beam: int = option(4, help="beam of a validation's search", minimum=1)
+    eval_lenpen: float = option(1.0, help="length penalty of that search")
+    eval_min_len: int = option(0, help="its shortest output, in tokens", minimum=0)
+    eval_max_len_a: float = option(0.0, help="A of its longest output, A x source tokens + B", minimum=0)
+    eval_max_len_b: int = option(200, help="B of its longest output", minimum=1)
+    eval_no_repeat_ngram_size: int = option(
+        0, help="no n-gram of this size occurs twice in an output of that search; 0 is off", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        if self.eval_max_len_a == 0 and self.eval_min_len > self.eval_max_len_b:
+            raise ConfigError(
+                f"--eval-min-len {self.eval_min_len} is more than --eval-max-len-b {self.eval_max_len_b}; lower one"
+            )
+
+    @property
+    def search(self) -> SearchConfig:
+        """The same as options of the search."""
+        return SearchConfig(
+            beam=self.eval_beam,
+            lenpen=self.eval_lenpen,
+            min_len=self.eval_min_len,
+            max_len_a=self.eval_max_len_a,
+            max_len_b=self.eval_max_len_b,
+            no_repeat_ngram_size=self.eval_no_repeat_ngram_size,
+        )
+
+
+@dataclass(frozen=True)
+class TranslationConfig(SequenceConfig, ContextConfig, MixtureConfig, EvalSearchConfig):
     """translation"""
 
     source_lang: str | None = option(
@@ -39,18 +73,17 @@ class TranslationConfig(SequenceConfig, ContextConfig, MixtureConfig):
     )
     eval_bleu: bool = option(False, help="translate the validation split by beam search: sacreBLEU and chrF")
     eval_bleu_sentences: int = option(0, help="translate only the first so many sentences; 0: all", minimum=0)
-    eval_beam: int = option(4, help="beam of that search", minimum=1)
-    eval_lenpen: float = option(1.0, help="length penalty of that search")
     eval_max_len_a: float = option(1.5, help="A of its longest output, A x source tokens + B", minimum=0)
     eval_max_len_b: int = option(20, help="B of its longest output", minimum=1)
 
     def __post_init__(self) -> None:
         ContextConfig.__post_init__(self)
         MixtureConfig.__post_init__(self)
+        EvalSearchConfig.__post_init__(self)
 
 
 @dataclass(frozen=True)
-class SummarizationConfig(SequenceConfig, RougeConfig):
+class SummarizationConfig(SequenceConfig, RougeConfig, EvalSearchConfig):
     """summarization"""
 
     max_target_positions: int = option(
@@ -58,14 +91,7 @@ class SummarizationConfig(SequenceConfig, RougeConfig):
     )
     eval_rouge: bool = option(False, help="summarise the validation split by beam search: ROUGE-1, -2, -L and -Lsum")
     eval_rouge_documents: int = option(0, help="summarise only the first so many documents; 0: all", minimum=0)
-    eval_beam: int = option(4, help="beam of that search", minimum=1)
-    eval_lenpen: float = option(1.0, help="length penalty of that search")
-    eval_min_len: int = option(0, help="its shortest summary, in tokens", minimum=0)
-    eval_max_len_a: float = option(0.0, help="A of its longest summary, A x source tokens + B", minimum=0)
-    eval_max_len_b: int = option(128, help="B of its longest summary", minimum=1)
-    eval_no_repeat_ngram_size: int = option(
-        0, help="no n-gram of this size occurs twice in a summary of that search; 0 is off", minimum=0
-    )
+    eval_max_len_b: int = option(128, help="B of its longest output", minimum=1)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from cktk.data.context_config import InputConfig
+from cktk.data.mixtures.corpora import Corpora
 from cktk.data.shards import DataFolder
 from cktk.generation.context import ContextualSearch
 from cktk.generation.translator import Translation, Translator
-from cktk.tasks.configs import TranslationConfig
+from cktk.tasks.configs import SequenceConfig
 from cktk.tasks.sequence import SequenceTask
-from cktk.tasks.translation import TranslationTask
+
+
+@runtime_checkable
+class WritesTexts(Protocol):
+    """What a row of `TASKS` is if the models of its task write texts (`cktk-generate`, `cktk.hub.student`)."""
+
+    #: What stands for a line break inside of an output.
+    line_break: str
+
+    def output_config(
+        self,
+        data: DataFolder,
+        inputs: InputConfig,
+        languages: tuple[str | None, str | None],
+        *,
+        max_source_positions: int,
+        max_target_positions: int,
+    ) -> SequenceConfig:
+        """The task's options for output; raises `ConfigError` for ``inputs`` or ``languages`` that it does not take."""
+
+    def __call__(
+        self,
+        config: Any,
+        data: Corpora | DataFolder,
+        *,
+        pad: int,
+        decoder_start: int | None,
+        max_positions: int | None = None,
+    ) -> SequenceTask:
+        """See `TaskBuilder`."""
 
 
 class SplitGenerator:
@@ -59,28 +89,28 @@ class SplitGenerator:
         return [ids if text.strip() else None for text, ids in zip(prefixes, encoded, strict=True)]
 
 
-class SplitTranslator(SplitGenerator):
-    """Translates splits of ``data`` in one direction (default: as the folder was made).
+def split_generator(
+    kind: WritesTexts,
+    translator: Translator,
+    data: DataFolder,
+    *,
+    inputs: InputConfig | None = None,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
+) -> SplitGenerator:
+    """What ``translator`` makes of the splits of ``data``, as the task ``kind`` shows their rows to its model.
 
-    Raises `ConfigError` for languages that the folder does not hold.
+    ``inputs`` are what stands before a source, the languages those to translate from and into (default: as the folder
+    was made). Raises `ConfigError` for what the task or the folder does not have.
     """
-
-    def __init__(
-        self,
-        translator: Translator,
-        data: DataFolder,
-        source_lang: str | None = None,
-        target_lang: str | None = None,
-        inputs: InputConfig | None = None,
-    ) -> None:
-        task_config = TranslationConfig(
-            source_lang=source_lang,
-            target_lang=target_lang,
-            **vars(inputs or InputConfig()),
-            max_source_positions=translator.max_source_positions,
-            max_target_positions=translator.positions,
-        )
-        pad = translator.model.config.pad_token_id
-        super().__init__(
-            translator, TranslationTask(task_config, data, pad=pad, decoder_start=translator.decoder_start)
-        )
+    config = kind.output_config(
+        data,
+        inputs or InputConfig(),
+        (source_lang, target_lang),
+        max_source_positions=translator.max_source_positions,
+        max_target_positions=translator.positions,
+    )
+    pad = translator.model.config.pad_token_id
+    return SplitGenerator(
+        translator, kind(config, Corpora.of(data), pad=pad, decoder_start=translator.decoder_start, max_positions=None)
+    )

@@ -20,7 +20,7 @@ from cktk.protocols import IGNORED, Batch, SentenceHead, Side
 from cktk.tasks.answers import AnswerScorer
 from cktk.tasks.batches import padded, shard_batches, split_batches
 from cktk.tasks.configs import GlueConfig
-from cktk.tasks.sentences import LABEL, SentenceLayout, SentenceRows
+from cktk.tasks.sentences import LABEL, SentenceFrame, SentenceRows
 
 
 class GlueTask:
@@ -47,7 +47,7 @@ class GlueTask:
         self._config = config
         self._pad = pad
         limit = config.max_source_positions
-        self.layout = SentenceLayout.of(self.data, min(limit, max_positions or limit))
+        self.frame = SentenceFrame.of(self.data, min(limit, max_positions or limit))
 
     @staticmethod
     def head(config: GlueConfig, data: Corpora) -> SentenceHead:  # noqa: ARG004
@@ -66,12 +66,12 @@ class GlueTask:
 
     def rows(self, split_name: str) -> SentenceRows:
         """The rows of a split as the models see them; raises `DataError` for a split that is not there."""
-        return SentenceRows(self.data.split(split_name), self.layout)
+        return SentenceRows(self.data.split(split_name), self.frame)
 
     def describe(self) -> list[str]:
         """See `Task.describe`."""
         rows = self.rows("train")
-        what = "pairs of sentences" if self.layout.pairs else "sentences"
+        what = "pairs of sentences" if self.frame.pairs else "sentences"
         answer = "a number each" if self.labels is None else f"classes {', '.join(self.labels)}"
         labels = rows.labels()
         unknown = int(np.isnan(labels).sum() if self.labels is None else (labels < 0).sum())
@@ -103,9 +103,9 @@ class GlueTask:
 
     def row_settings(self) -> dict[str, Any]:
         """See `FixedRows.row_settings`."""
-        template = self.layout.template
+        template = self.frame.template
         return {
-            "max_source_positions": self.layout.room + self.layout.special,
+            "max_source_positions": self.frame.room + self.frame.special,
             "template": [list(template.prefix), list(template.middle), list(template.suffix)],
             "token_types": template.token_types,
             "labels": None if self.labels is None else list(self.labels),
@@ -130,10 +130,10 @@ class GlueTask:
     def _load(self, rows: SentenceRows, ids: Sequence[int]) -> Batch:
         """The batch of those rows of a split."""
         found = [rows.split[index] for index in ids]
-        shown = [self.layout.show(row) for row in found]
+        shown = [self.frame.show(row) for row in found]
         inputs, attended = padded([row for row, _ in shown], self._pad)
         tensors = {"input_ids": inputs, "attention_mask": attended.astype(np.int64)}
-        if self.layout.template.token_types:
+        if self.frame.template.token_types:
             starts = np.array([start for _, start in shown])[:, None]
             tensors["token_type_ids"] = ((np.arange(inputs.shape[1]) >= starts) & attended).astype(np.int64)
         return Batch(
@@ -151,7 +151,11 @@ class GlueTask:
 
 def _folder(data: Corpora) -> DataFolder:
     """The one folder of sentences that ``data`` is."""
-    folder = data.single("--task glue")
+    return sentences_of(data.single("--task glue"))
+
+
+def sentences_of(folder: DataFolder) -> DataFolder:
+    """``folder``; raises `DataError` if it does not hold sentences with labels."""
     if LABEL not in folder.columns or folder.task != "glue":
         raise DataError(
             f"{folder.path}: was made for {folder.task} (columns {', '.join(folder.columns)}), but --task glue needs "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -17,11 +16,10 @@ from cktk.data.batching import Int64s
 from cktk.data.framing import Context, Frame, check_room
 from cktk.data.shards import DataFolder, Role, Split
 from cktk.errors import DataError
+from cktk.tasks.batches import chunks
 
 #: The column that says which document a row is of.
 DOCUMENT = "document"
-
-_CHUNK_ROWS = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +120,11 @@ class PairRows:
         """Whether row ``index`` has no source text."""
         return not self.text_length(index)
 
+    def blank(self) -> int:
+        """How many rows have no source text; reads the offsets of the whole split."""
+        lengths = (self.split.lengths(self._source.column, *chunk) for chunk in chunks(len(self)))
+        return sum(int((found == 0).sum()) for found in lengths)
+
     def runs(self, stop: int) -> list[range]:
         """Rows 0 .. ``stop - 1`` in runs that need nothing of one another when output is generated for them.
 
@@ -142,7 +145,7 @@ class PairRows:
     def positions(self) -> tuple[int, int]:
         """Source tokens and scored target tokens of all rows, as `pair` gives them; reads the whole split's offsets."""
         totals = np.zeros(2, np.int64)
-        for chunk in self._chunks():
+        for chunk in chunks(len(self)):
             totals += self.lengths(*chunk).sum(axis=0)
             if self.context and self.context.target == "given":
                 totals[1] -= self._context_tokens(*chunk)[:, 1].sum()
@@ -151,7 +154,7 @@ class PairRows:
     def truncated(self) -> dict[str, int]:
         """How many sources, targets and contexts are cut; reads the offsets of the whole split."""
         counts = {"source": 0, "target": 0, "context": 0}
-        for chunk in self._chunks():
+        for chunk in chunks(len(self)):
             for role, side in (("source", self._source), ("target", self._target)):
                 counts[role] += int((self.split.lengths(side.column, *chunk) > side.room).sum())
             if self.context:
@@ -193,10 +196,6 @@ class PairRows:
             before = np.concatenate([[0], np.cumsum(self.split.lengths(side.column, base, stop) + 1)])
             tokens[:, number] = before[ends] - before[ends - shown]
         return tokens
-
-    def _chunks(self) -> Iterator[tuple[int, int]]:
-        for start in range(0, len(self), _CHUNK_ROWS):
-            yield start, min(start + _CHUNK_ROWS, len(self))
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from cktk.data.batching import Int64s
 from cktk.data.shards import DataFolder, Split
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import PairTemplate
+from cktk.tasks.batches import chunks
 
 #: The columns of a data folder of sentences.
 FIRST, SECOND, LABEL = "text_a", "text_b", "label"
-
-_CHUNK_ROWS = 1 << 20
 
 
 def kept_tokens(first: Int64s, second: Int64s, room: int) -> tuple[Int64s, Int64s]:
@@ -35,7 +34,7 @@ def kept_tokens(first: Int64s, second: Int64s, room: int) -> tuple[Int64s, Int64
 
 
 @dataclass(frozen=True)
-class SentenceLayout:
+class SentenceFrame:
     """How the rows of a data folder are shown: what goes around one text or two, and the room for the texts."""
 
     template: PairTemplate
@@ -43,8 +42,8 @@ class SentenceLayout:
     room: int
 
     @classmethod
-    def of(cls, data: DataFolder, positions: int) -> SentenceLayout:
-        """The layout of ``data`` with at most ``positions`` tokens a row.
+    def of(cls, data: DataFolder, positions: int) -> SentenceFrame:
+        """The frame of the rows of ``data`` with at most ``positions`` tokens a row.
 
         Raises `DataError` for a folder that is not of sentences, `ConfigError` where no room is left for text.
         """
@@ -84,10 +83,10 @@ class SentenceLayout:
 
 
 class SentenceRows:
-    """The rows of a split as ``layout`` shows them."""
+    """The rows of a split as ``frame`` shows them."""
 
-    def __init__(self, split: Split, layout: SentenceLayout) -> None:
-        self.split, self.layout = split, layout
+    def __init__(self, split: Split, frame: SentenceFrame) -> None:
+        self.split, self.frame = split, frame
 
     def __len__(self) -> int:
         return len(self.split)
@@ -99,7 +98,7 @@ class SentenceRows:
 
     def lengths(self, start: int, stop: int) -> Int64s:
         """(stop - start, 2): the numbers of input ids of those rows, twice, as there is no target."""
-        found = self._kept(start, stop) + self.layout.special
+        found = self._kept(start, stop) + self.frame.special
         return np.stack([found, found], axis=1)
 
     def labels(self) -> npt.NDArray[Any]:
@@ -108,19 +107,16 @@ class SentenceRows:
 
     def tokens(self) -> int:
         """Input ids of all rows; reads the offsets of the whole split."""
-        return sum(int(self.lengths(*chunk)[:, 0].sum()) for chunk in self._chunks())
+        return sum(int(self.lengths(*chunk)[:, 0].sum()) for chunk in chunks(len(self)))
 
     def truncated(self) -> int:
         """How many rows are cut; reads the offsets of the whole split."""
-        return sum(int((self._kept(*chunk) < self._texts(*chunk)).sum()) for chunk in self._chunks())
+        return sum(int((self._kept(*chunk) < self._texts(*chunk)).sum()) for chunk in chunks(len(self)))
 
     def _texts(self, start: int, stop: int) -> Int64s:
-        columns = (FIRST, SECOND) if self.layout.pairs else (FIRST,)
+        columns = (FIRST, SECOND) if self.frame.pairs else (FIRST,)
         total: Int64s = np.sum([self.split.lengths(column, start, stop) for column in columns], axis=0)
         return total
 
     def _kept(self, start: int, stop: int) -> Int64s:
-        return np.minimum(self._texts(start, stop), self.layout.room)
-
-    def _chunks(self) -> list[tuple[int, int]]:
-        return [(start, min(start + _CHUNK_ROWS, len(self))) for start in range(0, len(self), _CHUNK_ROWS)]
+        return np.minimum(self._texts(start, stop), self.frame.room)

@@ -13,15 +13,10 @@ from cktk.data.tokenization.tokenizers import open_tokenizer
 from cktk.distributed.world import World
 from cktk.errors import ConfigError
 from cktk.evaluation.rouge import LINE_BREAK, ROUGE, score_summaries
-from cktk.generation.configs import SearchConfig
-from cktk.generation.translator import Translator
 from cktk.tasks.configs import SummarizationConfig
-from cktk.tasks.decoding import SplitGenerator
-from cktk.tasks.pairs import PairCorpus, PairRows, text_side
+from cktk.tasks.pairs import PairCorpus, text_side
 from cktk.tasks.scoring import OutputScorer
 from cktk.tasks.sequence import SequenceTask
-
-_CHUNK_ROWS = 1 << 20
 
 
 class SummarizationTask(SequenceTask):
@@ -31,6 +26,8 @@ class SummarizationTask(SequenceTask):
     ``max_positions``, the most that the model takes. Raises `DataError` for a folder without these columns,
     `ConfigError` for positions that leave no room for text.
     """
+
+    line_break = LINE_BREAK
 
     def __init__(
         self,
@@ -57,10 +54,33 @@ class SummarizationTask(SequenceTask):
         )
         super().__init__(config, corpus, pad=pad, decoder_start=decoder_start)
 
+    @staticmethod
+    def output_config(
+        data: DataFolder,
+        inputs: InputConfig,
+        languages: tuple[str | None, str | None],
+        *,
+        max_source_positions: int,
+        max_target_positions: int,
+    ) -> SummarizationConfig:
+        """See `WritesTexts.output_config`."""
+        if inputs.context_size:
+            raise ConfigError("--context-size: documents to summarise have no sentences before them; leave it out")
+        for role, asked in zip(("source", "target"), languages, strict=True):
+            if asked not in (None, data.languages.get(role, "")):
+                raise ConfigError(
+                    f"--{role}-lang {asked}: {data.path} was made with another --lang, or none; leave it out"
+                )
+        return SummarizationConfig(
+            source_prompt=inputs.source_prompt,
+            max_source_positions=max_source_positions,
+            max_target_positions=max_target_positions,
+        )
+
     def describe(self) -> list[str]:
         """See `Task.describe`."""
         lines = [self.describe_split("train", "documents with summaries")]
-        if blank := _blank(self.rows("train")):
+        if blank := self.rows("train").blank():
             lines.append(f"train: {blank} documents are empty; cktk-preprocess --empty-lines drop leaves them out")
         return lines
 
@@ -71,25 +91,17 @@ class SummarizationTask(SequenceTask):
         config = self._config
         if not config.eval_rouge:
             return None
-        search = SearchConfig(
-            beam=config.eval_beam,
-            lenpen=config.eval_lenpen,
-            min_len=config.eval_min_len,
-            max_len_a=config.eval_max_len_a,
-            max_len_b=config.eval_max_len_b,
-            no_repeat_ngram_size=config.eval_no_repeat_ngram_size,
-        )
         return OutputScorer(
             self.rows(split_name),
             self.decoding_start,
             model,
             tokenizer,
-            search,
+            config.search,
             self._score,
             world,
             first_rows=config.eval_rouge_documents,
             max_tokens=max_tokens,
-            line_break=LINE_BREAK,
+            line_break=self.line_break,
         )
 
     def _score(self, hypotheses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
@@ -97,26 +109,3 @@ class SummarizationTask(SequenceTask):
         config = self._config
         scores = score_summaries(hypotheses, references, stemmer=config.rouge_stemmer, lsum=config.rouge_lsum)
         return {name: getattr(scores, name) for name in ROUGE}
-
-
-def _blank(rows: PairRows) -> int:
-    """How many documents of a split are empty; reads the offsets of the whole split."""
-    starts = range(0, len(rows), _CHUNK_ROWS)
-    chunks = (rows.split.lengths("source", start, min(start + _CHUNK_ROWS, len(rows))) for start in starts)
-    return sum(int((chunk == 0).sum()) for chunk in chunks)
-
-
-class SplitSummarizer(SplitGenerator):
-    """Summarises splits of ``data``."""
-
-    def __init__(self, translator: Translator, data: DataFolder, inputs: InputConfig | None = None) -> None:
-        inputs = inputs or InputConfig()
-        if inputs.context_size:
-            raise ConfigError("--context-size: documents to summarise have no sentences before them; leave it out")
-        config = SummarizationConfig(
-            source_prompt=inputs.source_prompt,
-            max_source_positions=translator.max_source_positions,
-            max_target_positions=translator.positions,
-        )
-        pad = translator.model.config.pad_token_id
-        super().__init__(translator, SummarizationTask(config, data, pad=pad, decoder_start=translator.decoder_start))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cktk.data.context_config import InputConfig
 from cktk.data.framing import Context
 from cktk.data.mixtures.corpora import Corpora
 from cktk.data.prompts import prompt_ids
@@ -13,7 +14,6 @@ from cktk.data.tokenization.tokenizers import open_tokenizer
 from cktk.distributed.world import World
 from cktk.errors import ConfigError, DataError
 from cktk.evaluation.bleu import bleu_and_chrf
-from cktk.generation.configs import SearchConfig
 from cktk.tasks.configs import TranslationConfig
 from cktk.tasks.pairs import PairCorpus, text_side
 from cktk.tasks.scoring import CorporaScorer, OutputScorer
@@ -56,9 +56,28 @@ class TranslationTask(SequenceTask):
         self.source_lang, self.target_lang = self._languages(self.corpus)
         self._check_shares()
 
+    @staticmethod
+    def output_config(
+        data: DataFolder,  # noqa: ARG004 - building the task compares the languages
+        inputs: InputConfig,
+        languages: tuple[str | None, str | None],
+        *,
+        max_source_positions: int,
+        max_target_positions: int,
+    ) -> TranslationConfig:
+        """See `WritesTexts.output_config`."""
+        source_lang, target_lang = languages
+        return TranslationConfig(
+            **vars(inputs),
+            source_lang=source_lang,
+            target_lang=target_lang,
+            max_source_positions=max_source_positions,
+            max_target_positions=max_target_positions,
+        )
+
     def shares(self, rows: Mapping[str, int]) -> dict[str, float]:
         """See `SequenceTask.shares`: those of the mixture for each folder, which its directions part equally."""
-        of_folders = dict.fromkeys(self._folders, 0)
+        of_folders = dict.fromkeys((self._folder_of[name] for name in rows), 0)
         for name, number in rows.items():
             of_folders[self._folder_of[name]] += number
         shares = self._config.shares(of_folders)
@@ -71,11 +90,11 @@ class TranslationTask(SequenceTask):
 
     def describe(self) -> list[str]:
         """See `Task.describe`."""
-        corpora = self._corpora.values()
-        shares = self.shares({corpus.name: len(corpus.data.split("train")) for corpus in corpora})
-        lines = []
-        for corpus in corpora:
-            share = f"{corpus.name}, {shares[corpus.name]:.3g} of the mixture: " if len(corpora) > 1 else ""
+        trained = [self._corpora[name] for name in self.corpora("train")]
+        shares = self.shares({corpus.name: len(corpus.data.split("train")) for corpus in trained})
+        lines = [f"{name}: has no train split and is only validated on" for name in self._corpora if name not in shares]
+        for corpus in trained:
+            share = f"{corpus.name}, {shares[corpus.name]:.3g} of the mixture: " if len(trained) > 1 else ""
             lines.append(share + self.describe_split("train", f"pairs {'-'.join(self._languages(corpus))}", corpus))
             if corpus.source.prompt:
                 lines.append(f"prompt of {'-'.join(self._languages(corpus))}: {self._decoded(corpus.source.prompt)!r}")
@@ -94,12 +113,6 @@ class TranslationTask(SequenceTask):
         config = self._config
         if not config.eval_bleu:
             return None
-        search = SearchConfig(
-            beam=config.eval_beam,
-            lenpen=config.eval_lenpen,
-            max_len_a=config.eval_max_len_a,
-            max_len_b=config.eval_max_len_b,
-        )
         return CorporaScorer(
             {
                 name: OutputScorer(
@@ -107,7 +120,7 @@ class TranslationTask(SequenceTask):
                     self.start_of(self._corpora[name]),
                     model,
                     tokenizer,
-                    search,
+                    config.search,
                     bleu_and_chrf,
                     world,
                     first_rows=config.eval_bleu_sentences,
@@ -144,7 +157,8 @@ class TranslationTask(SequenceTask):
 
     def _check_shares(self) -> None:
         """Tell at the start what is wrong with the weights of a mixture."""
-        self._config.shares(dict.fromkeys(self._folders, 1))
+        if trained := [folder for folder, data in self._folders.items() if "train" in data.splits]:
+            self._config.shares(dict.fromkeys(trained, 1))
 
 
 def _direction(config: TranslationConfig, data: DataFolder) -> tuple[Role, Role]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from cktk.data.glue import GLUE_TASKS, MISMATCHED, GlueTask
+from cktk.data.glue import GLUE_TASKS, MISMATCHED, GlueDataset
 from cktk.data.manifest import Kind
 from cktk.data.preprocessing.layout_configs import (
     GlueDataConfig,
@@ -15,7 +15,7 @@ from cktk.data.preprocessing.layout_configs import (
     SummarizationDataConfig,
     TranslationDataConfig,
 )
-from cktk.data.sources.values import Documents, Labels, Numbers, Values
+from cktk.data.sources.values import Classes, Documents, Labels, Numbers, UndeclaredLabels, Values
 from cktk.data.tokenization.encoder import Role
 from cktk.errors import DataError
 
@@ -91,7 +91,7 @@ class Layout:
     language_flags: str = "--lang"
     joined: bool = False
     keep_empty: bool = False
-    published: GlueTask | None = None
+    published: GlueDataset | None = None
     files: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -118,7 +118,7 @@ class Layout:
     @property
     def label(self) -> Column | None:
         """The column of classes, if there is one."""
-        return next((column for column in self.columns if isinstance(column.values, Labels)), None)
+        return next((column for column in self.columns if isinstance(column.values, Classes)), None)
 
     @property
     def labels(self) -> tuple[str, ...] | None:
@@ -192,9 +192,10 @@ def glue(config: GlueDataConfig) -> Layout:
     if task is not None:
         # The hub's STS-B has -1 for the scores of its test split; they run from 0 to 5.
         scores = Numbers(-1.0, published=True, bounds=(0.0, 5.0))
-        values = scores if task.regression else Labels(task.labels, published=True)
+        values = Labels(task.labels, published=True) if task.labels is not None else scores
     else:
-        values = Numbers() if config.regression else Labels(tuple(map(str.strip, config.label_names)) or None)
+        declared = tuple(map(str.strip, config.label_names))
+        values = Numbers() if config.regression else Labels(declared) if declared else UndeclaredLabels()
     names = task.label if task else ("label",)
     label = Column("label", "--label-column", config.label_column, names, values=values, optional=True)
     extra = {split: getattr(config, f"{split}_file") for split in MISMATCHED.values()}

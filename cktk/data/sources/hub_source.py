@@ -69,7 +69,8 @@ class DatasetsSource:
         where = f"--dataset {self._name}, {split} split"
         paths = [self._path(column, split) for column in self._columns]
         readers = [
-            _named(column, _class_names(data.features, path)) for column, path in zip(self._columns, paths, strict=True)
+            _named(column, _class_names(data.features, path), where)
+            for column, path in zip(self._columns, paths, strict=True)
         ]
         names = list({path[0] for path in paths if path is not None})
         number = 0
@@ -94,11 +95,11 @@ def _class_names(features: Any, path: columns.Path | None) -> tuple[str, ...] | 
     return tuple(name.strip() for name in features.names) if isinstance(features, datasets.ClassLabel) else None
 
 
-def _named(column: Column, names: tuple[str, ...] | None) -> Column:
+def _named(column: Column, names: tuple[str, ...] | None, where: str) -> Column:
     """``column`` with cells that count in ``names``."""
     if names is None or not isinstance(column.values, Labels):
         return column
-    return replace(column, values=replace(column.values, coded=names))
+    return replace(column, values=column.values.counted_in(names, where))
 
 
 def _configuration(name: str, layout: Layout) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -21,32 +21,57 @@ _MOST_LABELS = 1000
 #: What mends a cell of a published task, whose labels are not the user's to choose.
 _PUBLISHED = "mend the row, or choose another --label-column"
 
+#: What mends a label that is a fraction.
+_NO_CLASS = "add --regression"
+
+
+class Classes:
+    """What is stored of classes: their numbers, and `UNKNOWN_LABEL`."""
+
+    kind: ClassVar[Kind] = "integer"
+
+    def unknown(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of ``values`` are not known."""
+        return np.equal(values, UNKNOWN_LABEL)
+
 
 @dataclass(frozen=True)
-class Labels:
+class Labels(Classes):
     """Classes, by their name or their number; empty, null and -1 (unless it is a name) are labels that are not known.
 
-    Blanks around a label do not count.
-
-    Without ``names`` the set is not declared yet, and a cell is read as its text, for `names_of`. Where the data says
-    which names its numbers stand for, these are ``coded``. ``published`` are the labels of a benchmark.
+    Blanks around a label do not count. Where the data says which names its numbers stand for, these are ``coded``.
+    ``published`` are the labels of a benchmark.
     """
 
-    names: tuple[str, ...] | None
+    names: tuple[str, ...]
     coded: tuple[str, ...] | None = None
     published: bool = False
-    kind: ClassVar[Kind] = "integer"
     absent: ClassVar[int] = UNKNOWN_LABEL
 
-    def read(self, cell: object, where: str) -> int | str:
+    def counted_in(self, declared: tuple[str, ...], where: str) -> Labels:
+        """The same for data whose numbers stand for the names ``declared``.
+
+        Where the names are known to the data, they are those. Else they are new ones for as many classes, in the order
+        of the data. Raises `DataError` beginning with ``where`` for names that are neither.
+        """
+        known, asked = set(declared), set(self.names)
+        if known <= asked or asked <= known or self.published:
+            return replace(self, coded=declared)
+        moved = [name for name in known & asked if declared.index(name) != self.names.index(name)]
+        if len(declared) != len(self.names) or moved:
+            raise DataError(
+                f"{where}: --label-names {','.join(self.names)} does not fit its classes {', '.join(declared)}: give "
+                "these names in any order, or a new name for each in this order"
+            )
+        return replace(self, coded=self.names)
+
+    def read(self, cell: object, where: str) -> int:
         """The number of the label ``cell``; raises `DataError` for one outside of the declared set."""
         if self.coded is not None and isinstance(cell, int):
             cell = self.coded[cell] if 0 <= cell < len(self.coded) else None
-        text = _label_text(cell, where, _PUBLISHED if self.published else "add --regression")
+        text = _label_text(cell, where, _PUBLISHED if self.published else _NO_CLASS)
         if not text:
             return UNKNOWN_LABEL
-        if self.names is None:
-            return text
         if text in self.names:
             return self.names.index(text)
         if text == str(UNKNOWN_LABEL):
@@ -58,9 +83,16 @@ class Labels:
         mend = _PUBLISHED if self.published else "mend the row, or see --label-names"
         raise DataError(f"{where}: label {text!r} is not one of {known}; {mend}")
 
-    def unknown(self, values: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of ``values`` are not known."""
-        return np.equal(values, UNKNOWN_LABEL)
+
+@dataclass(frozen=True)
+class UndeclaredLabels(Classes):
+    """Classes whose set is still to be found: a cell is read as its text, for `names_of`."""
+
+    absent: ClassVar[str] = ""
+
+    def read(self, cell: object, where: str) -> str:
+        """The label as text, "" where it is empty or null; raises `DataError` for what cannot be a label."""
+        return _label_text(cell, where, _NO_CLASS)
 
 
 @dataclass(frozen=True)
@@ -121,7 +153,7 @@ class Documents:
 
 
 #: How the cells of a column of values are read.
-Values = Labels | Numbers | Documents
+Values = Labels | UndeclaredLabels | Numbers | Documents
 
 
 def _label_text(cell: object, where: str, mend: str) -> str:
@@ -138,14 +170,14 @@ def _label_text(cell: object, where: str, mend: str) -> str:
     raise DataError(f"{where}: a label is text or a whole number, not {type(cell).__name__}")
 
 
-def names_of(cells: Iterable[int | str]) -> tuple[str, ...]:
-    """The different labels among ``cells``, as `Labels` without names reads them: numbers by size, others by name.
+def names_of(cells: Iterable[str]) -> tuple[str, ...]:
+    """The different labels among ``cells``, as `UndeclaredLabels` reads them: numbers by size, others by name.
 
     Raises `DataError` where there are fewer than two or more than a thousand, or -1 is among them.
     """
     found: set[str] = set()
     for cell in cells:
-        if isinstance(cell, str):
+        if cell:
             found.add(cell)
         if len(found) > _MOST_LABELS:
             raise DataError(

@@ -129,6 +129,32 @@ def test_a_split_that_one_corpus_has_alone_is_validated_on(tmp_path: Path, corpo
     assert found is not None and sorted(found[0].ids) == list(range(len(PAIRS)))
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_a_corpus_without_a_train_split_is_only_validated_on(tmp_path: Path, corpora: Corpora, both: bool) -> None:
+    """As the first folder, too; weights are of the folders that are trained on."""
+    tiny = data_bin(tmp_path / "tiny", save_student(tmp_path / "small"), PAIRS)
+    folders = {"tiny": tiny, **(corpora.folders if both else {"news": corpora.first})}
+    tiny.fingerprint = corpora.first.fingerprint
+    weights = {"mixture": "weights", "mixture_weights": ("news=0.25", "talks=0.75")} if both else {}
+    task = task_of(Corpora(folders), **weights)
+    assert task.corpora("train") == (["news", "talks"] if both else ["news"])
+    assert (taken(task, 80) if both else taken_of_one(task)) == ({"news": 20, "talks": 60} if both else {"news": 60})
+    lines = task.describe()
+    assert lines[0] == "tiny: has no train split and is only validated on" and len(lines) == len(folders)
+    if both:
+        with pytest.raises(ConfigError, match="no corpus 'tiny'"):
+            task_of(Corpora(folders), mixture="weights", mixture_weights=("news=0.5", "talks=0.4", "tiny=0.1"))
+
+
+def taken_of_one(task: TranslationTask) -> Counter[str]:
+    batches = task.iterator("train", BatchingConfig(batch_size=4), True, 1)
+    ids: list[int] = []
+    while found := batches.next_update(1):
+        ids += found[0].ids
+    assert sorted(ids) == list(range(60))
+    return Counter(news=len(ids))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from cktk.data.context_config import InputConfig
 from cktk.data.mixtures.corpora import Corpora
 from cktk.data.shards import DataFolder, write_manifest, write_shard
 from cktk.distributed.world import World
-from cktk.errors import ConfigError, DataError
+from cktk.errors import ConfigError, DataError, RegistryError
 from cktk.evaluation.rouge import score_summaries
 from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
 from cktk.hub import open_split, student
 from cktk.protocols import IGNORED
 from cktk.tasks.configs import SummarizationConfig
-from cktk.tasks.summarization import SplitSummarizer, SummarizationTask
+from cktk.tasks.decoding import split_generator
+from cktk.tasks.summarization import SummarizationTask
 from tests.unit.data.folders import content
 from tests.unit.generation.students import data_bin, save_student
 
@@ -34,6 +36,9 @@ def folder(path: Path, rows: list[tuple[list[int], list[int]]], **changes: Any) 
     facts = {"task": "summarization", "languages": {}, "templates": {"source": TEMPLATE, "target": TEMPLATE}}
     write_manifest(path, content({"train": [entry]}, **{**facts, **changes}))
     return DataFolder(path)
+
+
+splits_of = partial(split_generator, SummarizationTask)
 
 
 def task_of(data: DataFolder | Corpora, max_positions: int | None = None, **options: Any) -> SummarizationTask:
@@ -109,7 +114,7 @@ def test_validation_scores_what_the_search_of_its_options_gives(
     ours = student(model, device="cpu", **search).translate(DOCUMENTS[:4])
     expected = score_summaries(
         ours,
-        SplitSummarizer(opened, data).references("test")[:4],
+        splits_of(opened, data).references("test")[:4],
         stemmer=options.get("rouge_stemmer", True),
         lsum=options.get("rouge_lsum", "sentences"),
     )
@@ -123,13 +128,15 @@ def test_no_scores_unless_asked_for(data: DataFolder) -> None:
 
 
 def test_a_prompt_stands_before_the_document(model: Path, data: DataFolder) -> None:
-    prompted = SplitSummarizer(student(model, device="cpu", beam=2), data, InputConfig(source_prompt="s t "))
-    plain = SplitSummarizer(student(model, device="cpu", beam=2), data)
+    prompted = splits_of(student(model, device="cpu", beam=2), data, inputs=InputConfig(source_prompt="s t "))
+    plain = splits_of(student(model, device="cpu", beam=2), data)
     ids = plain.task.rows("test").source_ids(0).tolist()
     letters = dict(plain.translator.tokenizer.get_vocab())
     assert prompted.task.rows("test").source_ids(0).tolist() == [ids[0], letters["▁s"], letters["▁t"], *ids[1:]]
     with pytest.raises(ConfigError, match="--context-size: documents to summarise"):
-        SplitSummarizer(plain.translator, data, InputConfig(context_size=1))
+        splits_of(plain.translator, data, inputs=InputConfig(context_size=1))
+    with pytest.raises(ConfigError, match="^--target-lang de: .* was made with another --lang, or none; leave it out"):
+        splits_of(plain.translator, data, target_lang="de")
 
 
 def test_a_line_break_inside_of_a_summary_is_kept_for_lsum(model: Path, data: DataFolder) -> None:
@@ -149,3 +156,13 @@ def test_a_line_break_inside_of_a_summary_is_kept_for_lsum(model: Path, data: Da
         split = open_split(model, str(data.path), model_config, search, batches, task=name)
         split.translator.tokenizer = Spells()
         assert split.translator.decode([5]) == expected
+        lines = student(model, task=name, device="cpu")
+        lines.tokenizer = Spells()
+        assert lines.decode([5]) == expected
+
+
+def test_students_are_of_tasks_that_write_texts(model: Path) -> None:
+    with pytest.raises(ConfigError, match="^task glue: its models write no texts; give translation or summarization$"):
+        student(model, task="glue")
+    with pytest.raises(RegistryError, match="unknown name 'summarisation'; did you mean summarization"):
+        student(model, task="summarisation")

@@ -119,7 +119,7 @@ def test_lengths_are_those_of_the_batches(folders, positions, flipped):
 
 
 def test_truncated_rows_are_counted_over_all_chunks(tmp_path, monkeypatch):
-    monkeypatch.setattr("cktk.tasks.pairs._CHUNK_ROWS", 2)
+    monkeypatch.setattr("cktk.tasks.batches._CHUNK_ROWS", 2)
     data = pairs_folder(tmp_path, [([5] * n, [5] * (6 - n)) for n in range(7)], BART)
     assert task_of(data, max_source_positions=5).rows("train").truncated() == {"source": 3, "target": 0, "context": 0}
 

@@ -344,6 +344,30 @@ class TestGlue:
         assert layout.labels == names
         assert [row[-1] for row in source.rows("train")] == numbers
 
+    @pytest.mark.parametrize(
+        ("names", "numbers"),
+        [
+            (("good", "bad", "so-so"), [1, 2, -1, 0]),  # new names in the order of the data
+            (("pos", "bad", "mixed"), [1, 2, -1, 0]),  # some of them new
+            (("mixed", "neg", "pos"), [1, 0, -1, 2]),  # the data's own in another order
+            (("mixed", "neg", "pos", "none"), [1, 0, -1, 2]),  # and a further one
+        ],
+    )
+    def test_classes_of_a_dataset_are_renamed(self, tmp_path: Path, names: tuple[str, ...], numbers: list[int]) -> None:
+        save_classes(tmp_path / "set", ["pos", "neg", "mixed"], [1, 2, -1, 0])
+        layout = glue(GlueDataConfig(text_columns=("premise",), label_names=names))
+        source, layout = open_source(partial(DatasetsSource, saved(tmp_path / "set")), layout)
+        assert layout.labels == names
+        assert [row[-1] for row in source.rows("train")] == numbers
+
+    @pytest.mark.parametrize("names", [("good", "bad"), ("neg", "good", "bad"), ("a", "b", "c", "d")])
+    def test_names_that_could_be_for_any_class(self, tmp_path: Path, names: tuple[str, ...]) -> None:
+        """Too few, too many, or one of the data's in another place beside new ones."""
+        save_classes(tmp_path / "set", ["pos", "neg", "mixed"], [1, 2])
+        layout = glue(GlueDataConfig(text_columns=("premise",), label_names=names))
+        with pytest.raises(DataError, match=r"--label-names .* does not fit its classes pos, neg, mixed: give these"):
+            list(DatasetsSource(saved(tmp_path / "set"), layout).rows("train"))
+
     def test_declared_names_of_a_published_task(self, tmp_path: Path) -> None:
         save_classes(tmp_path / "set", ["contradiction", "entailment", "neutral"], [0, 1, 2])
         rows = list(DatasetsSource(saved(tmp_path / "set"), glue_task("mnli")).rows("train"))
