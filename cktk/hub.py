@@ -22,8 +22,10 @@ from cktk.config.options import checked
 from cktk.data.context_config import InputConfig
 from cktk.data.shards import DataFolder
 from cktk.errors import CheckpointError, ConfigError
+from cktk.export.ctranslate2_backend import open_ctranslate2
+from cktk.export.ctranslate2_format import is_ctranslate2
 from cktk.generation.configs import ModelConfig, SearchBatchConfig, SearchConfig
-from cktk.generation.translator import Translator
+from cktk.generation.translator import Engine, Translator
 from cktk.registry import TASKS
 from cktk.tasks.decoding import SplitGenerator, WritesTexts, split_generator
 
@@ -82,7 +84,7 @@ def student(
             f"{path}: a {config.model_type} has no decoder, so it writes no texts; open a classifier with "
             "transformers' pipeline('text-classification')"
         )
-    model = load_model(path, allow_bin_weights=allow_bin_weights, device=resolve_device(device))
+    model, engine = _opened(path, search, resolve_device(device), allow_bin_weights)
     found = Translator(
         model,
         load_tokenizer(path),
@@ -95,9 +97,21 @@ def student(
         max_tokens=max_tokens,
         batch_size=batch_size,
         inputs=inputs,
+        engine=engine,
     )
     found.line_break = line_break
     return found
+
+
+def _opened(
+    path: str | Path, search: SearchConfig, device: torch.device, allow_bin_weights: bool
+) -> tuple[Any, Engine | None]:
+    """The model, and what searches in the place of our own decoder."""
+    if search.backend == "ctranslate2":
+        return open_ctranslate2(path, search, device=str(device), allow_bin_weights=allow_bin_weights)
+    if is_ctranslate2(model_folder(path)):
+        raise CheckpointError(f"{path}: holds a model of CTranslate2; add --backend ctranslate2 (backend=...)")
+    return load_model(path, allow_bin_weights=allow_bin_weights, device=device), None
 
 
 def _writing_task(name: str) -> WritesTexts:

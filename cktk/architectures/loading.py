@@ -103,11 +103,11 @@ def write_model(
             tokenizer.save_pretrained(folder)
     except SafetensorError as error:
         raise CheckpointError(f"cannot write the weights into {folder}: {_first_line(error)}") from error
-    _make_readable(folder)
+    make_readable(folder)
 
 
-def _make_readable(folder: Path) -> None:
-    """Give files the permissions that the user's umask says; safetensors writes for the owner alone."""
+def make_readable(folder: Path) -> None:
+    """Give the files in ``folder`` the permissions that the user's umask says; safetensors writes for the owner alone."""
     umask = os.umask(0)
     os.umask(umask)
     for file in folder.iterdir():

@@ -47,6 +47,11 @@ class SearchConfig:
     )
     temperature: float = option(1.0, help="sampling: what logits are divided by; below 1 favours the probable", above=0)
     seed: int = option(1, help="seed of --sampling", minimum=0)
+    backend: str = option(
+        "cktk",
+        help="what searches: cktk's own decoder, or CTranslate2, which has nearly the same options (docs/export.md)",
+        choices=("cktk", "ctranslate2"),
+    )
 
     @property
     def groups(self) -> int:
@@ -56,6 +61,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if self.max_len_a == 0 and self.min_len > self.max_len_b:
             raise ConfigError(f"--min-len {self.min_len} is more than --max-len-b {self.max_len_b}; lower one")
+        if self.backend == "ctranslate2":
+            self._check_ctranslate2()
         if self.sampling:
             self._check_sampling()
         else:
@@ -66,6 +73,14 @@ class SearchConfig:
         for flag, value in (("--beam", self.beam), ("--sampling-topk", self.sampling_topk)):
             if value > size:
                 raise ConfigError(f"{flag} {value} is more than the {size} tokens of the vocabulary; lower it")
+
+    def _check_ctranslate2(self) -> None:
+        for flag, given in (
+            ("--diverse-beam-groups", self.groups > 1),
+            ("--early-stopping never", self.early_stopping == "never"),
+        ):
+            if given:
+                raise ConfigError(f"--backend ctranslate2 has no {flag}; leave it out, or use --backend cktk")
 
     def _check_sampling(self) -> None:
         if self.beam > 1:

@@ -48,6 +48,23 @@ class _Frame(NamedTuple):
     start: DecodingStart
 
 
+class Engine(Protocol):
+    """What finds hypotheses; see `cktk.generation.beam.BeamSearch.generate`."""
+
+    def generate(
+        self,
+        sources: Sequence[Ids],
+        *,
+        max_tokens: int | None = None,
+        batch_size: int | None = None,
+        prefixes: Sequence[Ids | None] | None = None,
+        forced_bos: int | None = None,
+        decoder_start: int | None = None,
+        context: Sequence[int] | None = None,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[list[Hypothesis]]: ...
+
+
 class TextRows(Rows, Protocol):
     """Texts in the order of their documents, by number, and what the encoder gets for them."""
 
@@ -70,7 +87,8 @@ class Translator:
     (mBART); what its generation config says goes before the former. ``layout`` is its family's word on its decoder.
     ``source_lang`` and ``target_lang`` are codes of a multilingual tokenizer (mBART); they default to what is saved
     with it. Sources are cut to ``max_source_positions`` tokens (at most, and by default, the model's positions) and
-    counted in ``counts``. ``inputs`` say what stands before each source.
+    counted in ``counts``. ``inputs`` say what stands before each source. An ``engine`` searches in the place of cktk's
+    own decoder.
     Raises `ConfigError` for languages that the tokenizer does not have or need, and a beam larger than the vocabulary.
     """
 
@@ -88,13 +106,14 @@ class Translator:
         max_tokens: int | None = None,
         batch_size: int | None = None,
         inputs: InputConfig | None = None,
+        engine: Engine | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.counts = Counts()
         search = search or SearchConfig()
         search.check_vocabulary(int(model.config.vocab_size))
-        self._search = BeamSearch(model, search, layout)
+        self._search: Engine = engine or BeamSearch(model, search, layout)
         self._languages = (source_lang, target_lang)
         own = model.generation_config.decoder_start_token_id
         self.decoder_start = own if decoder_start is not None and own is not None else decoder_start

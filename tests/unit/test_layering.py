@@ -19,8 +19,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cktk.registry", "cktk.config", "cktk.plugins"),
     ("cktk.distributed", "cktk.optim", "cktk.data", "cktk.metrics"),
     ("cktk.criteria", "cktk.architectures", "cktk.generation", "cktk.evaluation"),
-    ("cktk.tasks", "cktk.engine"),
-    ("cktk.assemble", "cktk.hub"),
+    ("cktk.tasks", "cktk.engine", "cktk.export"),
+    ("cktk.assemble", "cktk.hub", "cktk.report"),
     ("cktk_cli",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
@@ -35,6 +35,7 @@ HEAVY = (
     "rouge_score",
     "nltk",
     "numpy",
+    "matplotlib",
 )
 
 
@@ -214,7 +215,17 @@ def test_the_probe_sees_what_is_loaded() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["preprocess", "cache_teacher", "train", "generate", "evaluate", "average_checkpoints", "trim_vocab", "plan"],
+    [
+        "preprocess",
+        "cache_teacher",
+        "train",
+        "generate",
+        "evaluate",
+        "average_checkpoints",
+        "trim_vocab",
+        "plan",
+        "report",
+    ],
 )
 def test_help_loads_no_heavy_library(command: str) -> None:
     code = f"from cktk_cli.{command} import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass"
