@@ -50,7 +50,7 @@ def predict(settings: Settings) -> None:
 
     model = _open(settings, config.path, config.data_bin)
     for split, name in model.prediction_files(config.gen_subset).items():
-        found = _answer(model, _Cuts(), split)
+        found = _answer(model, set(), split)
         lines = predictions(found.found, model.task.labels, model.task.benchmark)
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(folder / name, "w", encoding="utf-8", newline="\n") as stream:
@@ -80,36 +80,35 @@ def evaluate(settings: Settings) -> None:
     split = scored_split(data, config.gen_subset)
     if config.gen_subset is None and split != "test":
         print(f"--gen-subset {split}: a test split without labels cannot be scored", file=sys.stderr)
-    width, cuts = len(data), _Cuts()
+    width, told = len(data), set[str]()
     groups = [config.path[start : start + width] for start in range(0, len(config.path), width)]
-    rows = [_row(group, data, split, cuts, settings) for group in groups]
+    rows = [
+        {"name": name, **_row(group, data, split, told, settings)}
+        for name, group in zip(_names(groups), groups, strict=True)
+    ]
     if config.json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
     else:
         _print_table(rows)
 
 
-class _Cuts:
-    """Warnings of rows that are cut, once for data of which several models see as much."""
-
-    def __init__(self) -> None:
-        self._told: set[tuple[str, int]] = set()
-
-    def tell(self, what: str, rows: int) -> None:
-        if rows and (what, rows) not in self._told:
-            print(f"warning: {rows} rows of {what} were over-long and cut", file=sys.stderr)
-        self._told.add((what, rows))
+def _names(groups: Sequence[Sequence[str]]) -> list[str]:
+    """What rows are called: runs/cka-cola and runs/cka-sst2 are runs/cka together, where that tells rows apart."""
+    shared = [os.path.commonprefix(list(paths)).rstrip("-_/.") for paths in groups]  # noqa: RUF071
+    told_apart = len(set(shared)) == len(shared)
+    return [
+        paths[0] if len(paths) == 1 else name if name and told_apart else f"{paths[0]}, ..."
+        for paths, name in zip(groups, shared, strict=True)
+    ]
 
 
-def _row(paths: Sequence[str], data: Sequence[str], split: str, cuts: _Cuts, settings: Settings) -> dict[str, Any]:
+def _row(paths: Sequence[str], data: Sequence[str], split: str, told: set[str], settings: Settings) -> dict[str, Any]:
     """The scores of one model a data folder, and their averages over the tasks of GLUE."""
     tasks = []
     for path, folder in zip(paths, data, strict=True):
         model = _open(settings, path, folder)
-        tasks.append(model.score(split, partial(_answer, model, cuts)))
-    # runs/cka-cola and runs/cka-sst2 are runs/cka together.
-    name = paths[0] if len(paths) == 1 else os.path.commonprefix(list(paths)).rstrip("-_/.") or paths[0]  # noqa: RUF071
-    row: dict[str, Any] = {"name": name, "tasks": tasks, "tasks_of_glue": sum("score" in task for task in tasks)}
+        tasks.append(model.score(split, partial(_answer, model, told)))
+    row: dict[str, Any] = {"tasks": tasks, "tasks_of_glue": sum("score" in task for task in tasks)}
     for average, score in (("average", "score"), ("paper_average", "paper_score")):
         if row["tasks_of_glue"]:
             row[average] = fmean(task[score] for task in tasks if score in task)
@@ -137,10 +136,14 @@ def _languages(settings: Settings) -> dict[str, bool]:
     return {"--source-lang": model.source_lang is not None, "--target-lang": model.target_lang is not None}
 
 
-def _answer(model: Any, cuts: _Cuts, split: str) -> Any:
+def _answer(model: Any, told: set[str], split: str) -> Any:
+    """The model's answers to a split; warns of rows that are cut unless that was ``told`` before, of another model."""
     with SentenceBar(f"{model.title} {split}", len(model.data.split(split))) as bar:
         found = model.answer(split, bar)
-    cuts.tell(f"{model.title} {split}", found.truncated)
+    warning = f"warning: {found.truncated} rows of {model.title} {split} were over-long and cut"
+    if found.truncated and warning not in told:
+        print(warning, file=sys.stderr)
+        told.add(warning)
     return found
 
 

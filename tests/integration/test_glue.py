@@ -203,10 +203,63 @@ def test_mismatched_sets_and_labels_in_another_order(
         assert generate([str(tmp_path / "bin"), "--path", str(path), "--output", str(tmp_path / path.name)]) == 0
     assert figures[0]["splits"] == figures[1]["splits"] and set(figures[0]["splits"]) == {"valid", "valid_mm"}
     assert figures[0]["score"] == sum(found["accuracy"] for found in figures[0]["splits"].values()) / 2
+    # The leaderboard's average has MNLI once, by both sets; the paper's by the matched one. One set alone has no score.
+    make_folder(
+        tmp_path / "sst2",
+        tokenizer,
+        {"valid": [(*row[:1], row[2] % 2) for row in rows[:30]]},
+        ("n", "p"),
+        benchmark="sst2",
+    )
+    models = f"{place / 'teachers/mnli'},{place / 'teachers/rte'}"
+    flags = ["--task", "glue", "--path", models, "--json", "--gen-subset"]
+    assert evaluate([f"{tmp_path / 'bin'},{tmp_path / 'sst2'}", *flags, "valid"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    m, mm, sst2 = (found["accuracy"] for task in row["tasks"] for found in task["splits"].values())
+    assert row["average"] == pytest.approx(((m + mm) / 2 + sst2) / 2) and m != mm
+    assert row["paper_average"] == pytest.approx((m + sst2) / 2) and row["tasks_of_glue"] == 2
+    assert (
+        evaluate([str(tmp_path / "bin"), *flags[:3], models.split(",")[0], "--json", "--gen-subset", "valid_mm"]) == 0
+    )
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["tasks"][0]["splits"] == {"valid_mm": {**row["tasks"][0]["splits"]["valid_mm"], "accuracy": mm}}
+    assert row["tasks_of_glue"] == 0 and "average" not in row
     for name, size in (("MNLI-m.tsv", 20), ("MNLI-mm.tsv", 10)):
         lines = (tmp_path / "mnli" / name).read_text().splitlines()
         assert lines == (tmp_path / "other" / name).read_text().splitlines() and len(lines) == size + 1
         assert {line.split("\t")[1] for line in lines[1:]} <= set(labels)
+
+
+def test_labels_are_looked_for_before_models_are_opened(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second folder's missing labels are found with models that are not there; a labelled test is the default."""
+    tokenizer = AutoTokenizer.from_pretrained(place / "tokenizer")
+    rows = [(first, second, good) for first, second, good in sentences("test")]
+    labelled, unlabelled = {"valid": rows[:8], "test": rows[:12]}, {"valid": [(*row[:2], -1) for row in rows[:3]]}
+    for name, splits in (("own", labelled), ("none", unlabelled)):
+        make_folder(tmp_path / name, tokenizer, splits, ("no", "yes"))
+    both = f"{place / 'rte-bin'},{tmp_path / 'none'}"
+    assert evaluate([both, "--task", "glue", "--path", "not,there", "--gen-subset", "valid"]) == 1
+    assert capsys.readouterr().err == (
+        f"cktk-evaluate: error: {tmp_path / 'none'}: split valid has no labels to score against; choose a split that "
+        "has, e.g. valid\n"
+    )
+    teacher = str(place / "teachers/rte")
+    assert evaluate([str(tmp_path / "own"), "--path", teacher, "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)[0]["tasks"][0]["splits"]) == ["test"]
+    # With a task whose test has no labels, all of a row is of valid. What is cut is said once for two rows.
+    pair = f"{place / 'rte-bin'},{tmp_path / 'own'}"
+    flags = ["--path", ",".join([teacher] * 4), "--max-source-positions", "6", "--json"]
+    assert evaluate([pair, "--task", "glue", *flags]) == 0
+    captured = capsys.readouterr()
+    assert [list(task["splits"]) for row in json.loads(captured.out) for task in row["tasks"]] == [["valid"]] * 4
+    told = captured.err.splitlines()
+    assert told[0] == "--gen-subset valid: a test split without labels cannot be scored"
+    assert [line.split(" rows of ")[1] for line in told if "over-long" in line] == [
+        "RTE valid were over-long and cut",
+        "own valid were over-long and cut",
+    ]
 
 
 def test_encoders_of_other_heads(place: Path, tmp_path: Path) -> None:
@@ -285,8 +338,16 @@ def test_what_does_not_fit_when_scored(place: Path, tmp_path: Path, capsys: pyte
     teachers = place / "teachers"
     score = [rte, "--task", "glue", "--path", f"{teachers}/rte"]
     for command, arguments, message in (
-        (evaluate, score, "split test has no labels to score against"),
+        (evaluate, [*score, "--gen-subset", "test"], "split test has no labels to score against"),
+        (evaluate, [*score, "--gen-subset", "dev"], "no such split: unknown name 'dev'"),
         (evaluate, [*score[:-1], f"{teachers}/mnli"], "answers with 3 labels"),
+        (evaluate, [f"{rte},{rte}", *score[1:3], "--path", "a,b"], "are both RTE, which an average has once"),
+        (evaluate, [*score, "--beam", "2"], "--beam belongs to --task summarization or translation, which was not"),
+        (evaluate, [*score, "--context-size", "2"], "--context-size belongs to --task summarization or translation"),
+        (evaluate, [*score, "--target-lang", "fr"], "--target-lang has no meaning with --task glue; leave it out"),
+        (generate, [*score, "--dest-dir", "x"], "--dest-dir belongs to --task summarization or translation"),
+        (generate, [*score, "--max-len-b", "9"], "--max-len-b belongs to --task summarization or translation"),
+        (generate, [*score, "--output", "x", "--print-scores"], "--print-scores has no meaning with --task glue"),
         (evaluate, [f"{rte},{stsb}", *score[1:]], "--path names 1 models for 2 data folders"),
         (generate, score, "--task glue writes one file a test set: give --output DIR"),
         (generate, [*score, "--output", str(tmp_path), "--gen-subset", "dev"], "no such split: dev; choose"),

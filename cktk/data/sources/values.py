@@ -173,7 +173,8 @@ def _label_text(cell: object, where: str, mend: str) -> str:
 def names_of(cells: Iterable[str]) -> tuple[str, ...]:
     """The different labels among ``cells``, as `UndeclaredLabels` reads them: numbers by size, others by name.
 
-    Raises `DataError` where there are fewer than two or more than a thousand, or -1 is among them.
+    Raises `DataError` where there are fewer than two or more than a thousand, -1 is among them, or all have a decimal
+    point.
     """
     found: set[str] = set()
     for cell in cells:
@@ -192,6 +193,11 @@ def names_of(cells: Iterable[str]) -> tuple[str, ...]:
         )
     if not found - {unknown}:
         raise DataError("the train split has no label (-1 means unknown); give --label-names, or label some of it")
+    if all(map(_is_fraction, found)):
+        raise DataError(
+            f"the labels of the train split are numbers such as {min(found)}; add --regression, or where they are "
+            "classes, give all of them with --label-names"
+        )
     if len(found) == 1:
         raise DataError(
             f"the train split has the label {min(found)!r} alone (empty and -1 mean unknown), and classes are 2 or "
@@ -202,3 +208,11 @@ def names_of(cells: Iterable[str]) -> tuple[str, ...]:
 
 def _is_number(name: str) -> bool:
     return name.removeprefix("-").isdecimal()
+
+
+def _is_fraction(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return "." in name

@@ -394,6 +394,7 @@ class TestGlue:
             ((0, -1, 1), "label -1 beside others: -1 means unknown"),
             ((-1, -1), r"no label \(-1 means unknown\)"),
             (("good", "good"), "the label 'good' alone .* -1 mean unknown"),
+            (("0.5", "2.0", "-1.25"), r"are numbers such as -1\.25; add --regression"),
         ],
     )
     def test_labels_that_may_be_unknown_are_not_guessed(
