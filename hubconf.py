@@ -9,7 +9,7 @@ dependencies = ["torch", "transformers", "tokenizers", "numpy", "yaml", "safeten
 
 
 def student(path: str, **options: Any) -> Any:
-    """A trained student with ``.translate([...])``; see `cktk.hub.student` for the options."""
+    """A trained student with ``.translate([...])``; see `cktk.hub.student` for options such as ``task`` and ``beam``."""
     return _student(path, **options)
 
 
