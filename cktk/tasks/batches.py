@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from functools import partial
 from typing import Any, Protocol
 
@@ -12,8 +12,9 @@ import numpy.typing as npt
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.batching import Int64s
 from cktk.data.iterators import MicroBatches
+from cktk.data.shards import DataFolder
 from cktk.data.subset import RowSubset
-from cktk.errors import ConfigError
+from cktk.errors import ConfigError, DataError
 from cktk.protocols import Batch
 
 
@@ -39,6 +40,12 @@ def chunks(rows: int) -> Iterator[tuple[int, int]]:
     """Starts and stops that part ``rows`` rows, so that what is read of a large split stays small."""
     for start in range(0, rows, _CHUNK_ROWS):
         yield start, min(start + _CHUNK_ROWS, rows)
+
+
+def check_filled(rows: Sized, data: DataFolder, split_name: str) -> None:
+    """Raise `DataError` if the split ``split_name`` of ``data`` has no ``rows``."""
+    if not len(rows):
+        raise DataError(f"{data.path}: split {split_name} is empty; preprocess it again with text in it")
 
 
 def split_batches(

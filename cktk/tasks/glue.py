@@ -18,7 +18,7 @@ from cktk.distributed.world import World
 from cktk.errors import DataError
 from cktk.protocols import IGNORED, Batch, SentenceHead, Side
 from cktk.tasks.answers import AnswerScorer
-from cktk.tasks.batches import padded, shard_batches, split_batches
+from cktk.tasks.batches import check_filled, padded, shard_batches, split_batches
 from cktk.tasks.configs import GlueConfig
 from cktk.tasks.sentences import LABEL, SentenceFrame, SentenceRows
 
@@ -83,8 +83,7 @@ class GlueTask:
     ) -> MicroBatches:
         """The micro-batches of a split; without ``shuffle`` (validation) an epoch is always the whole split."""
         rows = self.rows(split_name)
-        if not len(rows):
-            raise DataError(f"{self.data.path}: split {split_name} is empty; preprocess it again with text in it")
+        check_filled(rows, self.data, split_name)
         return split_batches(
             rows, partial(self._load, rows), batching, shuffle=shuffle, seed=seed, rank=rank, world=world
         )

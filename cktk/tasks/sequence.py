@@ -12,9 +12,9 @@ import torch
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.iterators import PlannedBatches
 from cktk.data.mixtures.mixture import MixturePlanner, Place, StoredCorpus
-from cktk.errors import ConfigError, DataError
+from cktk.errors import ConfigError
 from cktk.protocols import IGNORED, Batch, DecodingStart, Side, Template
-from cktk.tasks.batches import padded, refuse_subset, shard_batches, shift_right, split_batches
+from cktk.tasks.batches import check_filled, padded, refuse_subset, shard_batches, shift_right, split_batches
 from cktk.tasks.configs import SequenceConfig
 from cktk.tasks.pairs import Pair, PairCorpus, PairRows
 
@@ -144,8 +144,7 @@ class SequenceTask:
     ) -> PlannedBatches:
         """Micro-batches of one corpus."""
         rows = corpus.rows(split_name)
-        if not len(rows):
-            raise DataError(f"{corpus.data.path}: split {split_name} is empty; preprocess it again with text in it")
+        check_filled(rows, corpus.data, split_name)
         load = partial(self._load, rows)
         return split_batches(rows, load, batching, shuffle=shuffle, seed=seed, rank=rank, world=world)
 

@@ -118,7 +118,7 @@ def test_bad_calls_are_one_line(
         (generate, [*new, "--nbest", "2"], "--nbest and --dest-dir exclude each other"),
         (generate, [*new, "--output", "x"], "--output and --dest-dir exclude each other"),
         (generate, ["--path", "x", "--dest-dir", "y"], "--dest-dir needs a data folder"),
-        (generate, [*new, "--task", "glue"], "--dest-dir takes outputs as targets"),
+        (generate, [*new, "--task", "glue"], "--dest-dir belongs to --task summarization or translation"),
         (generate, [*new, "--gen-subset", "trian"], "did you mean train?"),
         (evaluate, [*files, str(three)], f"--hypothesis {two} has 2 lines, but --reference {three} has 3"),
         (evaluate, ["--hypothesis", str(none), "--reference", str(none)], "are empty"),
