@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,21 @@ class BeamSearch:
     ``config.max_len_a * x + config.max_len_b`` tokens and the end-of-sentence token are the most that a source of x
     tokens gets; transformers' ``max_length`` counts the decoder start and the end too, so it is 2 more. ``min_len``
     likewise is transformers' ``min_length`` less 1. Output is never longer than the model has positions.
+    The weights are read once, by the first call.
     """
 
     def __init__(self, model: Any, config: SearchConfig, layout: DecoderLayout) -> None:
         self.model = model
         self.config = config
         self.layout = layout
+
+    @cached_property
+    def _decoder(self) -> IncrementalDecoder:
+        return IncrementalDecoder(self.model, self.layout)
+
+    @cached_property
+    def _head(self) -> OutputHead:
+        return OutputHead(self._decoder.weights, 2 * self.config.beam)
 
     @torch.inference_mode()
     def generate(
@@ -67,38 +77,36 @@ class BeamSearch:
         sentences.
         ``on_progress`` is told how many sentences were finished.
 
-        The weights are read anew at each call. Raises `DataError` for a source or prefix that the model cannot hold.
+        Raises `DataError` for a source or prefix that the model cannot hold.
         """
         special = SpecialTokens.of(self.model, decoder_start, forced_bos)
-        decoder = IncrementalDecoder(self.model, self.layout)
-        head = OutputHead(decoder.weights, 2 * self.config.beam)
         constraints = Constraints(self.config, special)
         prompts = self._prompts(special, prefixes, len(sources))
-        self._check_lengths(sources, prompts, decoder.weights.max_positions)
+        self._check_lengths(sources, prompts)
         found: list[list[Hypothesis]] = [[] for _ in sources]
         for rows in length_batches([len(source) for source in sources], max_tokens, batch_size):
             batch = [sources[row] for row in rows]
             before = [context[row] if context else 0 for row in rows]
-            limits = self._limits(rows, batch, [prompts[row] for row in rows], before, decoder)
-            for row, hypotheses in self._search(decoder, head, constraints, batch, limits):
+            limits = self._limits(rows, batch, [prompts[row] for row in rows], before)
+            for row, hypotheses in self._search(constraints, batch, limits):
                 found[row] = hypotheses
                 if on_progress is not None:
                     on_progress(1)
         return found
 
     def _search(
-        self, decoder: IncrementalDecoder, head: OutputHead, constraints: Constraints, batch: list[Ids], limits: Limits
+        self, constraints: Constraints, batch: list[Ids], limits: Limits
     ) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Yield each sentence of a batch as it leaves it: its number in the input and its hypotheses."""
+        decoder, head = self._decoder, self._head
         state = decoder.start(*padded(batch, constraints.special.pad, decoder.device))
         hypotheses = self._hypotheses(batch, limits, constraints.special.eos)
         for position in range(hypotheses.tokens.shape[2] - 1):
             decoder.step(state, hypotheses.tokens[:, :, position])
         while len(hypotheses.done):
-            logits = head.logits(decoder.step(state, hypotheses.tokens[:, :, -1]))
-            normaliser = head.normaliser(logits)
-            forced = constraints.apply(logits, normaliser, hypotheses)
-            state.reorder(hypotheses.choose(head, logits, normaliser, forced))
+            logits = head(decoder.step(state, hypotheses.tokens[:, :, -1]))
+            forced = constraints.apply(logits, hypotheses)
+            state.reorder(hypotheses.choose(logits, forced))
             done = hypotheses.done
             # Leaving costs a copy of the caches: a sentence waits until an eighth of the batch goes with it.
             if 8 * int(done.sum()) >= len(done):
@@ -127,8 +135,8 @@ class BeamSearch:
             raise DataError(f"{count} sources but {len(prefixes)} prefixes; give one (perhaps empty) prefix per source")
         return [(special.start, *(() if ids is None else map(int, ids))) for ids in prefixes]
 
-    def _check_lengths(self, sources: Sequence[Ids], prompts: Sequence[tuple[int, ...]], positions: int | None) -> None:
-        longest = self.layout.source_positions
+    def _check_lengths(self, sources: Sequence[Ids], prompts: Sequence[tuple[int, ...]]) -> None:
+        longest, positions = self.layout.source_positions, self._decoder.weights.max_positions
         for number, (source, prompt) in enumerate(zip(sources, prompts, strict=True), start=1):
             if len(source) == 0:
                 raise DataError(f"source {number} has no tokens; give it at least its end-of-sentence token")
@@ -147,9 +155,8 @@ class BeamSearch:
         sources: list[Ids],
         prompts: list[tuple[int, ...]],
         context: list[int],
-        decoder: IncrementalDecoder,
     ) -> Limits:
-        config, device = self.config, decoder.device
+        config, decoder, device = self.config, self._decoder, self._decoder.device
         longest = []
         # The last token is never fed, so P positions give P + 1 tokens. A prompt gets at least one token more.
         room = sys.maxsize if decoder.weights.max_positions is None else decoder.weights.max_positions + 1

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from cktk.generation.configs import SearchConfig
-from cktk.generation.constraints import NEVER
-from cktk.generation.head import OutputHead
 from cktk.generation.hypotheses import Limits
+from cktk.generation.logits import NEVER, Logits
 from cktk.protocols import Hypothesis
 
 
@@ -44,10 +43,10 @@ class Beams:
         """Tokens of every running hypothesis, decoder start included."""
         return self.tokens.shape[2]
 
-    def choose(self, head: OutputHead, logits: Tensor, normaliser: Tensor, forced: Tensor) -> Tensor:  # noqa: ARG002
+    def choose(self, logits: Logits, forced: Tensor) -> Tensor:  # noqa: ARG002
         """See `Hypotheses.choose`."""
-        offsets = self.scores - normaliser.view_as(self.scores)
-        return self.advance(*head.best(logits, offsets, 2 * self.width))
+        offsets = self.scores - logits.normaliser.view_as(self.scores)
+        return self.advance(*logits.best(offsets, 2 * self.width))
 
     def advance(self, scores: Tensor, parents: Tensor, tokens: Tensor) -> Tensor:
         """Take the K best continuations (arguments (B, K), best first); returns the parents (B, W) of the new beams."""

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from cktk.generation.configs import SearchConfig
 from cktk.generation.hypotheses import Hypotheses
+from cktk.generation.logits import Logits
 from cktk.generation.special_tokens import SpecialTokens
-
-NEVER = float("-inf")
 
 
 class Constraints:
@@ -25,21 +24,23 @@ class Constraints:
         # transformers runs its processors on log-probabilities in beam search, on the logits themselves elsewhere.
         self._of_log_probs = config.beam > 1
 
-    def apply(self, logits: Tensor, normaliser: Tensor, hypotheses: Hypotheses) -> Tensor:
-        """Edit ``logits`` (B * W, V or more); returns the token that each sentence (B) has to take, or -1."""
+    def apply(self, logits: Logits, hypotheses: Hypotheses) -> Tensor:
+        """Edit ``logits`` of B * W rows; returns the token that each sentence (B) has to take, or -1."""
         config, special, limits = self._config, self.special, hypotheses.limits
         tokens = hypotheses.tokens
         length = tokens.shape[2]
         if config.repetition_penalty != 1.0:
             history = tokens.flatten(0, 1)
-            penalise_repeats(logits, history, config.repetition_penalty, normaliser if self._of_log_probs else None)
+            penalise_repeats(logits, history, config.repetition_penalty, of_log_probs=self._of_log_probs)
         if config.no_repeat_ngram_size:
             forbid_repeats(logits, tokens.flatten(0, 1), config.no_repeat_ngram_size)
         if config.min_len:
             short = torch.repeat_interleave(length - limits.context <= config.min_len, tokens.shape[1])
-            logits[:, special.eos] = logits[:, special.eos].masked_fill(short, NEVER)
-        if special.never:
-            logits[:, special.never] = NEVER
+            rows = short.nonzero().flatten()
+            logits.forbid(rows, torch.full_like(rows, special.eos))
+        for never in special.never:
+            rows = torch.arange(len(logits), device=tokens.device)
+            logits.forbid(rows, torch.full_like(rows, never))
         forced = torch.full_like(limits.index, -1)
         if length < limits.prompt.shape[1]:
             forced = limits.prompt[:, length]
@@ -47,24 +48,27 @@ class Constraints:
             forced = torch.where(limits.prompt_length == 1, special.forced_first, forced)
         if special.forced_last is not None:
             forced = torch.where(limits.max_length == length + 1, special.forced_last, forced)
-        force(logits, normaliser, torch.repeat_interleave(forced, tokens.shape[1]))
+        token = torch.repeat_interleave(forced, tokens.shape[1])
+        rows = (token >= 0).nonzero().flatten()
+        if len(rows):
+            logits.force(rows, token[rows])
         return forced
 
 
-def penalise_repeats(logits: Tensor, history: Tensor, penalty: float, normaliser: Tensor | None) -> None:
+def penalise_repeats(logits: Logits, history: Tensor, penalty: float, *, of_log_probs: bool) -> None:
     """Make tokens of ``history`` (R, t) less likely: scores above 0 are divided by ``penalty``, others multiplied.
 
-    Scores are ``logits`` (R, V or more), less ``normaliser`` (R) where one is given (Keskar et al. 2019, section 4.1).
+    Scores are the logits, or log-probabilities (Keskar et al. 2019, section 4.1).
     """
-    offset = 0.0 if normaliser is None else normaliser[:, None]
-    scores = logits.gather(1, history) - offset
-    logits.scatter_(1, history, torch.where(scores < 0, scores * penalty, scores / penalty) + offset)
+    offset = logits.normaliser[:, None] if of_log_probs else 0.0
+    scores = logits.at(history) - offset
+    logits.put(history, torch.where(scores < 0, scores * penalty, scores / penalty) + offset)
 
 
-def forbid_repeats(logits: Tensor, history: Tensor, size: int) -> None:
+def forbid_repeats(logits: Logits, history: Tensor, size: int) -> None:
     """Ban each token that would complete an n-gram of ``size`` for the second time.
 
-    ``logits`` is (R, V or more), ``history`` (R, t) holds the tokens so far, decoder start included.
+    ``history`` (R, t) holds the tokens so far, decoder start included.
     """
     length = history.shape[1]
     if length < size:
@@ -73,12 +77,4 @@ def forbid_repeats(logits: Tensor, history: Tensor, size: int) -> None:
     current = history[:, length + 1 - size :]
     repeats = (windows[:, :, :-1] == current[:, None]).all(dim=2)
     rows, starts = repeats.nonzero(as_tuple=True)
-    logits[rows, windows[rows, starts, -1]] = NEVER
-
-
-def force(logits: Tensor, normaliser: Tensor, tokens: Tensor) -> None:
-    """Allow only ``tokens`` (R), at log-probability 0, in the rows where it is not negative."""
-    rows = (tokens >= 0).nonzero().flatten()
-    if len(rows):
-        logits[rows] = NEVER
-        logits[rows, tokens[rows]] = normaliser[rows]
+    logits.forbid(rows, windows[rows, starts, -1])

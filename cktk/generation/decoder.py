@@ -6,12 +6,13 @@ n cache slots.
 Two ideas keep it cheap. Cross-attention keys and values exist once per sentence, and the beams are further rows of the
 query. Self-attention does the same: each step appends one slot per beam to the cache of the sentence, all beams of the
 sentence attend to all its slots, and a mask (B, W, n) lets each see its own ancestors only. Choosing new beams then
-reorders that small mask instead of copying keys and values in every layer.
+reorders that small mask instead of copying keys and values in every layer. When the slots are used up, those that no
+beam descends from are given free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,14 +23,15 @@ from torch.nn import functional as F
 from cktk.generation.weights import DecoderWeights, LayerWeights, read_weights
 from cktk.protocols import DecoderLayout
 
-#: Cache slots are allocated for this many steps at first, then doubled.
-FIRST_STEPS = 48
+#: Cache slots are allocated for this many steps at first.
+FIRST_STEPS = 16
 
 
 class DecoderState:
     """Caches of one batch of sentences while it is being decoded.
 
-    ``slot_positions`` (n) says which step each slot is of.
+    ``ancestry`` (B, W, n) is added to the scores of self-attention: 0 for the slots that a beam descends from, else
+    -inf. ``slot_positions`` (B, n) says which step each slot is of.
     """
 
     def __init__(self, cross: list[tuple[Tensor, Tensor]], source_mask: Tensor | None) -> None:
@@ -40,8 +42,14 @@ class DecoderState:
         self.keys = [like.new_empty(batch, heads, 0, width) for _ in cross]
         self.values = [like.new_empty(batch, heads, 0, width) for _ in cross]
         self.ancestry = like.new_zeros(batch, 1, 0)
-        self.slot_positions = torch.empty(0, dtype=torch.long, device=like.device)
+        self.slot_positions = torch.empty(batch, 0, dtype=torch.long, device=like.device)
         self.position = 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of all caches."""
+        tensors = [tensor for pair in self.cross for tensor in pair] + self.keys + self.values
+        return sum(tensor.nbytes for tensor in tensors)
 
     def reorder(self, parents: Tensor) -> None:
         """Continue with new beams: ``parents`` (B, W') holds the beam that each comes from."""
@@ -54,23 +62,44 @@ class DecoderState:
         if self.source_mask is not None:
             self.source_mask = self.source_mask[sentences]
         self.ancestry = self.ancestry[sentences]
-        for cache in (self.keys, self.values):
-            for layer, old in enumerate(cache):
-                cache[layer] = _resized(old[:, :, :used], sentences, old.shape[2])
+        self.slot_positions = self.slot_positions[sentences]
+        capacity = self.keys[0].shape[2]
+        self._move(lambda old: old[sentences, :, :used], capacity)
 
     def open_slots(self, beams: int) -> slice:
         """Make room for one step of ``beams`` beams and return its slots; each beam sees its own new slot."""
+        if self.ancestry.shape[2] + beams > self.keys[0].shape[2]:
+            self._make_room(beams)
         used = self.ancestry.shape[2]
-        needed = used + beams
-        if needed > self.keys[0].shape[2]:
-            capacity = max(needed, 2 * used, FIRST_STEPS * beams)
-            for cache in (self.keys, self.values):
-                for layer, old in enumerate(cache):
-                    cache[layer] = _resized(old[:, :, :used], None, capacity)
         own = self.ancestry.new_full((beams, beams), float("-inf")).fill_diagonal_(0.0)
         self.ancestry = torch.cat([self.ancestry, own.expand(len(self.ancestry), -1, -1)], dim=2)
-        self.slot_positions = torch.nn.functional.pad(self.slot_positions, (0, beams), value=self.position)
-        return slice(used, needed)
+        self.slot_positions = F.pad(self.slot_positions, (0, beams), value=self.position)
+        return slice(used, used + beams)
+
+    def _make_room(self, beams: int) -> None:
+        """Drop the slots that no beam descends from any more; grow where that does not set half of them free.
+
+        Beams have most of their history in common, so that few of its slots stay in use.
+        """
+        seen = (self.ancestry == 0).any(dim=1)
+        used = int(seen.sum(dim=1).max()) if seen.shape[1] else 0
+        slots = seen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :used]
+        capacity = self.keys[0].shape[2]
+        if used > capacity // 2:
+            capacity = max(capacity * 3 // 2, FIRST_STEPS * beams, used + beams)
+        self.ancestry = self.ancestry.gather(2, slots[:, None].expand(-1, self.ancestry.shape[1], -1))
+        self.slot_positions = self.slot_positions.gather(1, slots)
+        sentence = torch.arange(len(slots), device=slots.device)[:, None, None]
+        head = torch.arange(self.keys[0].shape[1], device=slots.device)[:, None]
+        self._move(lambda old: old[sentence, head, slots[:, None]], max(capacity, FIRST_STEPS * beams))
+
+    def _move(self, select: Callable[[Tensor], Tensor], capacity: int) -> None:
+        """Replace each cache by the slots of it that ``select`` returns, in room for ``capacity`` slots."""
+        for caches in (self.keys, self.values):
+            for layer, old in enumerate(caches):
+                kept = select(old)
+                caches[layer] = old.new_empty(*kept.shape[:2], capacity, kept.shape[3])
+                caches[layer][:, :, : kept.shape[2]] = kept
 
 
 class IncrementalDecoder:
@@ -84,7 +113,7 @@ class IncrementalDecoder:
         self.encoder = model.get_encoder()
         self.device: torch.device = self.weights.head.device
         heads = self.weights.heads
-        self._heads = (heads, self.weights.layers[0].self_out.weight.shape[1] // heads)
+        self._heads = (heads, self.weights.layers[0].self_out.features[0] // heads)
 
     def start(self, input_ids: Tensor, attention_mask: Tensor | None) -> DecoderState:
         """Encode sources (B, S); ``attention_mask`` (B, S) is None where nothing is padded."""
@@ -122,7 +151,7 @@ class IncrementalDecoder:
         if table is None:
             return ancestry
         distances = (state.position - state.slot_positions).clamp_(max=table.shape[1] - 1)
-        bias = table[:, distances][None, :, None]
+        bias = table[:, distances].transpose(0, 1)[:, :, None]
         return bias if ancestry is None else ancestry + bias
 
     def _layer(
@@ -153,7 +182,12 @@ class IncrementalDecoder:
 
     def _source_keys_values(self, layer: LayerWeights, states: Tensor) -> tuple[Tensor, Tensor]:
         batch, length, _ = states.shape
-        both = layer.cross_kv(states).view(batch, length, 2, *self._heads).permute(2, 0, 3, 1, 4).contiguous()
+        both = (
+            layer.cross_kv(states.flatten(0, 1))
+            .view(batch, length, 2, *self._heads)
+            .permute(2, 0, 3, 1, 4)
+            .contiguous()
+        )
         return both[0], both[1]
 
 
@@ -165,14 +199,6 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
     batch, heads, beams, width = query.shape
     mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0)
     return mixed.transpose(1, 2).reshape(batch * beams, heads * width)
-
-
-def _resized(old: Tensor, sentences: Tensor | None, capacity: int) -> Tensor:
-    """A cache of ``capacity`` slots that starts with (the chosen sentences of) ``old``."""
-    rows = len(old) if sentences is None else len(sentences)
-    new = old.new_empty(rows, old.shape[1], capacity, old.shape[3])
-    new[:, :, : old.shape[2]] = old if sentences is None else old[sentences]
-    return new
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cktk.generation.beams import Beams
 from cktk.generation.configs import SearchConfig
-from cktk.generation.head import OutputHead
 from cktk.generation.hypotheses import Limits
+from cktk.generation.logits import NEVER, Logits
 from cktk.protocols import Hypothesis
 
 
@@ -45,22 +45,21 @@ class GroupedBeams:
         """See `Hypotheses`."""
         return torch.stack([group.done for group in self._groups]).all(dim=0)
 
-    def choose(self, head: OutputHead, logits: Tensor, normaliser: Tensor, forced: Tensor) -> Tensor:
+    def choose(self, logits: Logits, forced: Tensor) -> Tensor:
         """See `Hypotheses.choose`."""
         batch, shared = len(forced), self._at_prompt
-        rows, normalisers = logits.view(batch, -1, logits.shape[1]), normaliser.view(batch, -1)
-        strength = torch.where(forced < 0, self._strength, 0.0)
-        losses = logits.new_zeros(batch, head.columns)
+        beams = torch.arange(len(logits), device=logits.device).view(batch, -1)
+        strength = torch.where(forced < 0, self._strength, 0.0)[:, None]
+        taken, losses = forced.new_empty(batch, 0), logits.normaliser.new_empty(batch, 0)
         parents, first = [], 0
         for group in self._groups:
-            beams = slice(first, first + group.scores.shape[1])
-            own = rows[:, beams] - losses[:, None]
-            found = group.choose(head, own.flatten(0, 1), normalisers[:, beams].flatten(), forced)
-            parents.append(found + first)
-            taken = group.tokens[:, :, -1]
-            counts = (strength * ~group.done)[:, None] * (group.scores > float("-inf"))
-            losses.scatter_add_(1, taken, counts)
-            first = 0 if shared else beams.stop
+            count = group.scores.shape[1]
+            own = logits.rows(beams[:, first : first + count].flatten())
+            _lower(own, taken.repeat_interleave(count, 0), losses.repeat_interleave(count, 0))
+            parents.append(group.choose(own, forced) + first)
+            chosen = strength * ~group.done[:, None] * (group.scores > NEVER)
+            taken, losses = torch.cat([taken, group.tokens[:, :, -1]], 1), torch.cat([losses, chosen], 1)
+            first = 0 if shared else first + count
         self._at_prompt = False
         return torch.cat(parents, dim=1)
 
@@ -73,4 +72,11 @@ class GroupedBeams:
         """See `Hypotheses.results`; the groups' best together, where several may hold the same tokens."""
         found = [hypothesis for group in self._groups for hypothesis in group.results(sentence)]
         best = heapq.nlargest(self._nbest, found, key=lambda hypothesis: hypothesis.score)
-        return [hypothesis for hypothesis in best if hypothesis.score > float("-inf")] or best[:1]
+        return [hypothesis for hypothesis in best if hypothesis.score > NEVER] or best[:1]
+
+
+def _lower(logits: Logits, tokens: Tensor, losses: Tensor) -> None:
+    """Take ``losses`` (R, n) off the logits of ``tokens`` (R, n); a token that occurs several times loses their sum."""
+    if tokens.shape[1]:
+        together = ((tokens[:, :, None] == tokens[:, None, :]) * losses[:, None, :]).sum(dim=2)
+        logits.put(tokens, logits.at(tokens) - together)

@@ -1,73 +1,67 @@
-"""From decoder states to the best next tokens, without sorting the whole vocabulary.
+"""From decoder states to logits, tile by tile of the vocabulary: a tile is summed up while it is in the cache.
 
-Only the product with the output matrix, the normaliser and one block-wise maximum touch all V columns. The k best of a
-row lie in the k blocks with the largest maxima, so only those blocks are searched: exact, and several times cheaper
-than a top-k over everything.
+That takes the largest logit and the sum of exponentials of each tile, all that a search needs to normalise scores and
+to find the best tokens without sorting the whole vocabulary.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from cktk.generation.logits import NEVER, Logits, exponential_sums, tile_groups
 from cktk.generation.weights import DecoderWeights
 
-#: Floats that one slice of the normaliser works on: it should stay in the cache of a core.
-SLICE = 1 << 17
+#: Columns of a tile. A tile of weights stays in the second cache of a core: half again as fast as all columns at once.
+TILE = 384
 
 
 class OutputHead:
     """Scores all tokens of all beams. One buffer for the logits is reused from step to step.
 
-    Columns are padded to whole blocks with -inf, and to at least ``candidates`` of them, so that top-k is always full.
+    There are at least ``candidates`` columns, so that a top-k of so many is always full.
     """
 
     def __init__(self, weights: DecoderWeights, candidates: int) -> None:
         self.vocab_size = weights.vocab_size
-        # Work is about V / block + candidates * block for each row, which is smallest near sqrt(V / candidates).
-        self.block = 1 << max(4, round(math.log2(math.sqrt(self.vocab_size / candidates))))
-        self.columns = -(-max(self.vocab_size, candidates) // self.block) * self.block
-        self._transposed = weights.head.t()
-        self._bias = weights.bias
-        self._buffer = weights.head.new_empty(0, self.columns)
+        columns = max(self.vocab_size, candidates)
+        self._width = min(TILE, columns)
+        self._tiles = -(-columns // self._width)
+        spare = self._tiles * self._width - self.vocab_size
+        padded = F.pad(weights.head, (0, 0, 0, spare))
+        self._weight = padded.view(self._tiles, self._width, -1).transpose(1, 2).contiguous()
+        self._bias = None
+        if weights.bias is not None:
+            self._bias = F.pad(weights.bias, (0, spare)).view(self._tiles, 1, self._width)
+        self._buffer = torch.empty(0, device=weights.head.device)
 
-    def logits(self, states: Tensor) -> Tensor:
-        """Logits (R, columns) of ``states`` (R, d) in float32, valid until the next call."""
+    def __call__(self, states: Tensor) -> Logits:
+        """Logits of ``states`` (R, d) in float32, valid until the next call."""
         rows = len(states)
-        if rows > len(self._buffer):
-            self._buffer = self._buffer.new_full((rows, self.columns), float("-inf"))
-        torch.mm(states, self._transposed, out=self._buffer[:rows, : self.vocab_size])
+        tiles = self._room(rows)
+        maxima, sums = tiles.new_empty(2, self._tiles, rows).unbind()
+        for group in tile_groups(self._tiles, rows, self._width, states.device):
+            self._multiply(states, group, tiles[group])
+            torch.amax(tiles[group], dim=2, out=maxima[group])
+            sums[group] = exponential_sums(tiles[group], maxima[group])
+        normaliser = sums.log_().add_(maxima).logsumexp(dim=0)
+        return Logits(tiles, maxima, normaliser, self.vocab_size)
+
+    def _room(self, rows: int) -> Tensor:
+        size = self._tiles * rows * self._width
+        if size > len(self._buffer):
+            self._buffer = self._buffer.new_empty(size)
+        return self._buffer[:size].view(self._tiles, rows, self._width)
+
+    def _multiply(self, states: Tensor, group: slice, out: Tensor) -> None:
+        weight = self._weight[group]
+        rows = states.expand(len(weight), -1, -1)
+        if weight.dtype == out.dtype:
+            torch.bmm(rows, weight, out=out)
+        else:
+            out.copy_(torch.bmm(rows, weight))
         if self._bias is not None:
-            self._buffer[:rows, : self.vocab_size] += self._bias
-        return self._buffer[:rows].float()
-
-    def normaliser(self, logits: Tensor) -> Tensor:
-        """log sum exp of each row of ``logits`` (R, columns), as (R)."""
-        largest = logits.view(len(logits), -1, self.block).amax(dim=2).amax(dim=1)
-        step = max(1, SLICE // self.columns)
-        total = torch.empty_like(largest)
-        for start in range(0, len(logits), step):
-            rows = slice(start, start + step)
-            total[rows] = (logits[rows] - largest[rows, None]).exp_().sum(dim=1)
-        return total.log_().add_(largest)
-
-    def best(self, logits: Tensor, offsets: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The ``count`` best continuations of each sentence, best first.
-
-        ``logits`` is (B * W, columns) and ``offsets`` (B, W) is added to the scores of a beam. Returns scores, beams
-        and tokens, each (B, count); what cannot be continued has score -inf and an arbitrary valid token.
-        """
-        batch, beams = offsets.shape
-        blocks = logits.view(batch, beams, -1, self.block)
-        maxima = (blocks.amax(dim=3) + offsets[:, :, None]).view(batch, -1)
-        chosen = maxima.topk(min(count, maxima.shape[1]), dim=1).indices
-        beam = chosen // blocks.shape[2]
-        values = blocks.view(batch, -1, self.block).take_along_dim(chosen[:, :, None], dim=1)
-        values = values + offsets.gather(1, beam)[:, :, None]
-        scores, place = values.flatten(1).topk(count, dim=1)
-        place, column = place // self.block, place % self.block
-        block = chosen.gather(1, place)
-        tokens = (block % blocks.shape[2]) * self.block + column
-        return scores, beam.gather(1, place), tokens.clamp_(max=self.vocab_size - 1)
+            out += self._bias[group]
+        if group.stop == self._tiles:
+            out[-1, :, self._width - (self._tiles * self._width - self.vocab_size) :] = NEVER

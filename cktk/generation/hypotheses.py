@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from cktk.generation.head import OutputHead
+from cktk.generation.logits import Logits
 from cktk.protocols import Hypothesis
 
 
@@ -51,11 +51,11 @@ class Hypotheses(Protocol):
         """Which sentences (B) need no further step."""
         ...
 
-    def choose(self, head: OutputHead, logits: Tensor, normaliser: Tensor, forced: Tensor) -> Tensor:
+    def choose(self, logits: Logits, forced: Tensor) -> Tensor:
         """Grow by one token; returns the parents (B, W') of the new hypotheses.
 
-        ``logits`` (B * W, columns) are those of `OutputHead` with all constraints, ``normaliser`` (B * W) is from
-        before these; ``forced`` (B) is not negative where a sentence has no choice.
+        ``logits`` of B * W rows are those of `OutputHead` with all constraints; ``forced`` (B) is not negative where a
+        sentence has no choice.
         """
         ...
 

@@ -1,8 +1,8 @@
 """Outputs that are drawn token by token, from the whole vocabulary or its most probable part.
 
 Draws invert the cumulative distribution at random numbers that belong to the sentence (`random_numbers`), so that
-neither the batch nor the order of the input changes an output. Nothing sorts the whole vocabulary: `OutputHead.best`
-gives the most probable tokens, and a draw from all tokens chooses a block of columns first.
+neither the batch nor the order of the input changes an output. Nothing sorts the whole vocabulary: `Logits.best`
+gives the most probable tokens, and a draw from all tokens chooses a tile of columns first.
 
 Shapes: B sentences, N draws of a sentence, R rows of logits, D draws from a row, K tokens to draw from.
 """
@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from cktk.generation.configs import SearchConfig
-from cktk.generation.constraints import NEVER
-from cktk.generation.head import OutputHead
 from cktk.generation.hypotheses import Limits
+from cktk.generation.logits import NEVER, Logits, exponential_sums, tile_groups
 from cktk.generation.random_numbers import uniforms
 from cktk.protocols import Hypothesis
 
@@ -44,14 +43,14 @@ class Samples:
         """See `Hypotheses`."""
         return (self._lengths > 0).all(dim=1)
 
-    def choose(self, head: OutputHead, logits: Tensor, normaliser: Tensor, forced: Tensor) -> Tensor:  # noqa: ARG002
+    def choose(self, logits: Logits, forced: Tensor) -> Tensor:  # noqa: ARG002
         """See `Hypotheses.choose`."""
         batch, rows, length = self.tokens.shape
         draws = self._config.nbest
         numbers = uniforms(self._keys.numpy().view("u8"), length, draws)
         at = torch.from_numpy(numbers).to(logits.device).view(batch * rows, draws // rows)
-        tokens = draw(head, logits, at, self._config)
-        gained = (logits.gather(1, tokens) - normaliser[:, None]).view(batch, draws)
+        tokens = draw(logits, at, self._config)
+        gained = (logits.at(tokens) - logits.normaliser[:, None]).view(batch, draws)
         parents = torch.arange(rows, device=logits.device).repeat_interleave(draws // rows).expand(batch, -1)
         self._grow(parents, tokens.view(batch, draws), gained)
         return parents
@@ -90,36 +89,36 @@ class Samples:
         return sorted(found, key=lambda hypothesis: -hypothesis.score) or [Hypothesis((), NEVER)]
 
 
-def draw(head: OutputHead, logits: Tensor, at: Tensor, config: SearchConfig) -> Tensor:
-    """Tokens (R, D) drawn from ``logits`` (R, columns) at the numbers ``at`` (R, D), which lie in (0, 1)."""
+def draw(logits: Logits, at: Tensor, config: SearchConfig) -> Tensor:
+    """Tokens (R, D) drawn from ``logits`` at the numbers ``at`` (R, D), which lie in (0, 1)."""
     if config.sampling_topk > 0 or 0 < config.sampling_topp < 1:
-        weights, tokens = _candidates(head, logits, config)
+        weights, tokens = _candidates(logits, config)
         return tokens.gather(1, _inverse(weights, at))
-    return _draw_from_all(head, logits / config.temperature, at)
+    return _draw_from_all(logits, at, config.temperature)
 
 
-def _candidates(head: OutputHead, logits: Tensor, config: SearchConfig) -> tuple[Tensor, Tensor]:
+def _candidates(logits: Logits, config: SearchConfig) -> tuple[Tensor, Tensor]:
     """The tokens (R, K) to draw from, most probable first, and their weights, which need not add up to 1."""
     mass = config.sampling_topp if 0 < config.sampling_topp < 1 else None
     if config.sampling_topk > 0:
-        values, tokens = _best(head, logits, config.sampling_topk)
+        values, tokens = _best(logits, config.sampling_topk)
         weights = torch.softmax(values / config.temperature, dim=1)
         return (weights if mass is None else _nucleus(weights, mass)), tokens
     assert mass is not None
-    total = head.normaliser(logits / config.temperature)[:, None]
-    count = FIRST_CANDIDATES
+    largest, sums = _sums_of_tiles(logits, config.temperature)
+    total, count = sums.sum(dim=1, keepdim=True), FIRST_CANDIDATES
     while True:
-        count = min(count, head.vocab_size)
-        values, tokens = _best(head, logits, count)
-        weights = (values / config.temperature - total).exp()
-        if count == head.vocab_size or bool((weights.sum(dim=1) >= mass).all()):
+        count = min(count, logits.vocab_size)
+        values, tokens = _best(logits, count)
+        weights = (values / config.temperature - largest).exp_() / total
+        if count == logits.vocab_size or bool((weights.sum(dim=1) >= mass).all()):
             return _nucleus(weights, mass), tokens
         count *= 2
 
 
-def _best(head: OutputHead, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _best(logits: Logits, count: int) -> tuple[Tensor, Tensor]:
     """The ``count`` highest of each row of ``logits``, and their tokens, both (R, count)."""
-    values, _, tokens = head.best(logits, logits.new_zeros(len(logits), 1), count)
+    values, _, tokens = logits.best(logits.normaliser.new_zeros(len(logits), 1), count)
     return values, tokens
 
 
@@ -136,18 +135,27 @@ def _inverse(weights: Tensor, at: Tensor) -> Tensor:
     return found.clamp_(max=weights.shape[1] - 1)
 
 
-def _draw_from_all(head: OutputHead, logits: Tensor, at: Tensor) -> Tensor:
-    """`_inverse` over the whole vocabulary: first the block of columns, then the column."""
-    # The bound keeps a row without any finite logit from becoming NaN.
-    largest = logits.amax(dim=1, keepdim=True).clamp_(min=-1e30)
-    weights = (logits - largest).exp_().view(len(logits), -1, head.block)
-    sums = weights.sum(dim=2)
-    block = _inverse(sums, at)
+def _draw_from_all(logits: Logits, at: Tensor, temperature: float) -> Tensor:
+    """`_inverse` over the whole vocabulary: first the tile of columns, then the column."""
+    largest, sums = _sums_of_tiles(logits, temperature)
+    tile = _inverse(sums, at)
     total = sums.double().cumsum(dim=1)
-    size = sums.double().gather(1, block)
-    rest = (at * total[:, -1:] - (total.gather(1, block) - size)) / size
-    # Rounding of the sums may leave the block by a hair; NaN, from rows without weights, picks any column.
+    size = sums.double().gather(1, tile)
+    rest = (at * total[:, -1:] - (total.gather(1, tile) - size)) / size
+    # Rounding of the sums may leave the tile by a hair; NaN, from rows without weights, picks any column.
     rest = rest.nan_to_num(0.5).clamp_(1e-12, 1 - 1e-12)
-    inside = weights.take_along_dim(block[:, :, None], dim=1)
-    column = _inverse(inside.flatten(0, 1), rest.flatten()[:, None]).view_as(block)
-    return (block * head.block + column).clamp_(max=head.vocab_size - 1)
+    rows = torch.arange(len(logits), device=logits.device)[:, None]
+    inside = (logits.tiles[tile, rows] / temperature - largest[:, :, None]).exp_()
+    column = _inverse(inside.flatten(0, 1), rest.flatten()[:, None]).view_as(tile)
+    return (tile * logits.width + column).clamp_(max=logits.vocab_size - 1)
+
+
+def _sums_of_tiles(logits: Logits, temperature: float) -> tuple[Tensor, Tensor]:
+    """The largest tempered logit of each row, (R, 1), and sums (R, T) over tiles of exponentials less by it."""
+    # The bound keeps a row without any finite logit from becoming NaN.
+    maxima = (logits.maxima / temperature).clamp_(min=-1e30)
+    sums = torch.empty_like(maxima)
+    for group in tile_groups(len(maxima), len(logits), logits.width, logits.device):
+        sums[group] = exponential_sums(logits.tiles[group] / temperature, maxima[group])
+    largest = maxima.amax(dim=0)
+    return largest[:, None], (sums * (maxima - largest).exp_()).t().contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,12 @@ class Translator:
         self._inputs = inputs or InputConfig()
         #: What stands for a line break inside of an output.
         self.line_break = " "
+
+    def with_engine(self, engine: Engine) -> Translator:
+        """The same translator with another ``engine``, and nothing counted yet."""
+        other = copy.copy(self)
+        other._search, other.counts = engine, Counts()
+        return other
 
     def translate(self, texts: Sequence[str], prefixes: Sequence[str] | None = None) -> list[str]:
         """The best translation of each text, in order; each begins with its prefix. A blank text gives an empty one."""

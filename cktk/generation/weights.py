@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,21 +18,18 @@ from torch.nn import functional as F
 from transformers.activations import NewGELUActivation
 
 from cktk.errors import CheckpointError
+from cktk.generation.linear import DenseLinear, Linear
 from cktk.protocols import DecoderLayout
 
 Norm = Callable[[Tensor], Tensor]
 Activation = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class Affine:
-    """``x @ weight.T + bias``; weight (out, in), bias (out) or None."""
+class Affine(NamedTuple):
+    """A projection as the model has it: weight (out, in), bias (out) or None."""
 
     weight: Tensor
     bias: Tensor | None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -73,15 +70,15 @@ class Gated:
 class LayerWeights:
     """One decoder layer. ``self_qkv`` gives (3 a), ``cross_kv`` (2 a), a all heads together; queries are scaled."""
 
-    self_qkv: Affine
-    self_out: Affine
+    self_qkv: Linear
+    self_out: Linear
     self_norm: Norm
-    cross_q: Affine
-    cross_kv: Affine
-    cross_out: Affine
+    cross_q: Linear
+    cross_kv: Linear
+    cross_out: Linear
     cross_norm: Norm
-    up: Affine
-    down: Affine
+    up: Linear
+    down: Linear
     ffn_norm: Norm
     activation: Activation
 
@@ -119,8 +116,8 @@ class DecoderWeights:
 def read_weights(model: Any, layout: DecoderLayout) -> DecoderWeights:
     """The decoder of ``model``, which ``layout`` describes.
 
-    Projections that are used together are copied side by side; apart from small vectors everything else shares memory
-    with the model. Raises `CheckpointError` for a model with another decoder.
+    Projections are copied, those that are used together side by side; embeddings share memory with the model. Raises
+    `CheckpointError` for a model with another decoder.
     """
     decoder = model.get_decoder()
     # A subclass may compute something else.
@@ -154,15 +151,15 @@ def _layer(layer: Any, layout: DecoderLayout) -> LayerWeights:
     query, key, value, out = layout.projections
     self_norm, cross_norm, ffn_norm = (_norm(_part(layer, name)) for name in layout.norms)
     return LayerWeights(
-        self_qkv=_side_by_side(_scaled(own, query), _affine(_part(own, key)), _affine(_part(own, value))),
-        self_out=_affine(_part(own, out)),
+        self_qkv=_linear(_scaled(own, query), _affine(_part(own, key)), _affine(_part(own, value))),
+        self_out=_linear(_affine(_part(own, out))),
         self_norm=self_norm,
-        cross_q=_scaled(cross, query),
-        cross_kv=_side_by_side(_affine(_part(cross, key)), _affine(_part(cross, value))),
-        cross_out=_affine(_part(cross, out)),
+        cross_q=_linear(_scaled(cross, query)),
+        cross_kv=_linear(_affine(_part(cross, key)), _affine(_part(cross, value))),
+        cross_out=_linear(_affine(_part(cross, out))),
         cross_norm=cross_norm,
-        up=_side_by_side(*(_affine(_part(layer, name)) for name in layout.up)),
-        down=_affine(_part(layer, layout.down)),
+        up=_linear(*(_affine(_part(layer, name)) for name in layout.up)),
+        down=_linear(_affine(_part(layer, layout.down))),
         ffn_norm=ffn_norm,
         activation=_activation(_part(layer, layout.activation), gated=len(layout.up) > 1),
     )
@@ -179,11 +176,10 @@ def _scaled(attention: Any, name: str) -> Affine:
     return Affine(query.weight * scale, None if query.bias is None else query.bias * scale)
 
 
-def _side_by_side(*parts: Affine) -> Affine:
-    if len(parts) == 1:
-        return parts[0]
+def _linear(*parts: Affine) -> Linear:
+    """Projections of the same input, side by side."""
     biases = [part.bias for part in parts if part.bias is not None]
-    return Affine(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)
+    return DenseLinear(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)
 
 
 def _norm(module: Any, scale: float = 1.0) -> Norm:

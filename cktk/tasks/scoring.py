@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from cktk.architectures.families.family import family_of
@@ -46,7 +47,8 @@ class OutputScorer:
         self._score, self._max_tokens = score, max_tokens
         search.check_vocabulary(model.config.vocab_size)
         layout = family_of(model.config.model_type, "the student").decoder_layout(model.config)
-        self._search = BeamSearch(model, search, layout)
+        # A search reads the weights once, and they change between two validations.
+        self._new_search = partial(BeamSearch, model, search, layout)
         self._runs = rows.runs(min(first_rows or len(rows), len(rows)))
 
     @property
@@ -69,12 +71,12 @@ class OutputScorer:
         found: dict[int, list[int]] = {row: [] for row in rows}
         written = [row for row in rows if not self._rows.is_blank(row)]
         outputs = ContextualSearch(self._rows.target, self._rows.context, self._tokenizer.all_special_ids)
-        hypotheses = outputs(self._rows, written, None, self._find)
+        hypotheses = outputs(self._rows, written, None, partial(self._find, self._new_search()))
         found.update({row: list(best[0].tokens) for row, best in zip(written, hypotheses, strict=True)})
         return list(found.values())
 
-    def _find(self, rows: Sequence[int], beginnings: Sequence[Beginning]) -> list[list[Hypothesis]]:
-        return self._search.generate(
+    def _find(self, search: BeamSearch, rows: Sequence[int], beginnings: Sequence[Beginning]) -> list[list[Hypothesis]]:
+        return search.generate(
             [self._rows.source_ids(row) for row in rows],
             max_tokens=self._max_tokens,
             batch_size=DEFAULT_BATCH_SIZE,

@@ -6,11 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, MBartForConditionalGeneration
 
 from cktk.architectures.families.family import family_of
 from cktk.generation.beam import BeamSearch
 from cktk.generation.configs import SearchConfig
+from cktk.generation.logits import Logits
 from cktk.protocols import DecoderLayout
 
 VOCABULARY = 37
@@ -118,3 +121,10 @@ def trimmed(sequence: list[int]) -> tuple[int, ...]:
     """Drop the decoder start and what follows the end."""
     body = sequence[1:]
     return tuple(body[: body.index(2) + 1] if 2 in body else body)
+
+
+def in_tiles(logits: Tensor, width: int) -> Logits:
+    """Logits (R, V) as a search gets them, in tiles of ``width`` columns."""
+    spare = -logits.shape[1] % width
+    tiles = F.pad(logits, (0, spare), value=float("-inf")).unflatten(1, (-1, width)).transpose(0, 1).contiguous()
+    return Logits(tiles, tiles.amax(dim=2), logits.logsumexp(dim=1), logits.shape[1])

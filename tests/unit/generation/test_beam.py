@@ -17,6 +17,7 @@ from transformers.models.marian.modeling_marian import MarianDecoder
 from cktk.errors import CheckpointError, ConfigError, DataError
 from cktk.generation.beam import BeamSearch, length_batches
 from cktk.generation.configs import SearchConfig
+from cktk.generation.decoder import DecoderState
 from cktk.protocols import Hypothesis
 from tests.unit.generation.models import (
     KINDS,
@@ -280,14 +281,22 @@ def test_leaves_mode_and_random_state_alone() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_sees_weights_that_changed_since_the_last_call() -> None:
-    model = tiny_model("bart", 2)
-    beam = beam_search(model, SearchConfig(beam=2, max_len_b=12))
-    before = beam.generate(random_sources(2))
-    model.load_state_dict(tiny_model("bart", 3).state_dict())
-    after = beam.generate(random_sources(2))
-    assert after != before
-    assert after == search(tiny_model("bart", 3), random_sources(2), beam=2)
+def test_caches_stay_small_and_every_slot_in_use_stays() -> None:
+    """Slots are given free on the way: fewer than one for each token of each beam, and the same output."""
+    beam = beam_search(tiny_model("bart", 2, eos_bias=-50.0), SearchConfig(beam=4, max_len_b=60, min_len=60))
+    state: list[DecoderState] = []
+    started = beam._decoder.start
+
+    def start(*arguments: Any) -> DecoderState:
+        state.append(started(*arguments))
+        return state[-1]
+
+    beam._decoder.start = start  # type: ignore[method-assign]
+    beam.generate(random_sources(2)[:3])
+    assert state[0].position == 61
+    assert state[0].ancestry.shape[2] < 61 * 4
+    seen = (state[0].ancestry == 0).sum(dim=2)
+    assert bool((seen == 61).all())
 
 
 def test_progress_counts_each_sentence() -> None:

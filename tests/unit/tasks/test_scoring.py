@@ -47,7 +47,7 @@ def test_scores_are_those_of_the_translator_and_batches_keep_to_the_budget(
     search = BeamSearch._search
 
     def watched(self: BeamSearch, *arguments: Any) -> Any:
-        batch = arguments[3]
+        batch = arguments[1]
         sizes.append((len(batch), max(map(len, batch))))
         return search(self, *arguments)
 
@@ -71,3 +71,17 @@ def test_a_spelled_line_break_does_not_part_a_line(folder: Path, tmp_path: Path)
     found = scorer(data, folder, None)
     found._tokenizer = Spells()
     assert found._decode([[5]]) == ["one two"]
+
+
+def test_every_score_is_of_the_weights_of_its_moment(folder: Path, tmp_path: Path) -> None:
+    data = data_bin(tmp_path / "bin", folder, PAIRS)
+    found = scorer(data, folder, None)
+    model = found._new_search.args[0]
+    before = found._decode(found._generate([0, 2]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.neg_()
+    after = found._decode(found._generate([0, 2]))
+    fresh = BeamSearch(model, *found._new_search.args[1:]).generate([found._rows.source_ids(row) for row in (0, 2)])
+    assert after != before
+    assert after == found._decode([list(best[0].tokens) for best in fresh])

@@ -1,0 +1,97 @@
+"""The scores of all tokens for some rows, in tiles of columns: what a search may ask of them, and change in them.
+
+Shapes: R rows, V tokens, T tiles of so many columns that they hold all tokens; columns without a token are -inf.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NEVER = float("-inf")
+
+#: Bytes of logits that are worked on at once: they stay in a core's cache.
+CACHED_BYTES = 1 << 20
+
+
+class Logits:
+    """Logits ``tiles`` (T, R, columns of a tile) with the largest of each tile, and the normaliser before any change.
+
+    ``maxima`` (T, R) follow what is changed; ``normaliser`` (R), the log of the sum of the exponentials, does not.
+    """
+
+    def __init__(self, tiles: Tensor, maxima: Tensor, normaliser: Tensor, vocab_size: int) -> None:
+        self.tiles = tiles
+        self.maxima = maxima
+        self.normaliser = normaliser
+        self.vocab_size = vocab_size
+        self.width = tiles.shape[2]
+
+    def __len__(self) -> int:
+        return self.tiles.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the logits are."""
+        return self.tiles.device
+
+    def rows(self, numbers: Tensor) -> Logits:
+        """A copy of some rows, in any order."""
+        return Logits(self.tiles[:, numbers], self.maxima[:, numbers], self.normaliser[numbers], self.vocab_size)
+
+    def at(self, tokens: Tensor) -> Tensor:
+        """Logits (R, n) of ``tokens`` (R, n)."""
+        return self.tiles[tokens // self.width, self._rows_of(tokens), tokens % self.width]
+
+    def put(self, tokens: Tensor, values: Tensor) -> None:
+        """Change the logits of ``tokens`` (R, n) to ``values`` (R, n); a token that occurs twice has equal values."""
+        self._set(self._rows_of(tokens), tokens, values)
+
+    def forbid(self, rows: Tensor, tokens: Tensor) -> None:
+        """Make the tokens with the numbers ``tokens`` (n) impossible in the rows ``rows`` (n)."""
+        self._set(rows, tokens, NEVER)
+
+    def force(self, rows: Tensor, tokens: Tensor) -> None:
+        """Make every other token impossible in the rows ``rows`` (n), and ``tokens`` (n) certain."""
+        self.tiles[:, rows] = NEVER
+        self.maxima[:, rows] = NEVER
+        self._set(rows, tokens, self.normaliser[rows])
+
+    def best(self, offsets: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The ``count`` best continuations of each sentence, best first; exact, though most tiles are not looked at.
+
+        ``offsets`` (B, W) is added to the logits of the rows, which are the W beams of B sentences. Returns scores,
+        beams and tokens, each (B, count); what cannot be continued has score -inf and an arbitrary valid token.
+        The k best lie in the k tiles with the largest maxima.
+        """
+        batch, beams = offsets.shape
+        maxima = (self.maxima.t().view(batch, beams, -1) + offsets[:, :, None]).flatten(1)
+        chosen = maxima.topk(min(count, maxima.shape[1]), dim=1).indices
+        beam, tile = chosen // len(self.tiles), chosen % len(self.tiles)
+        first = torch.arange(0, batch * beams, beams, device=self.device)[:, None]
+        values = self.tiles[tile, first + beam] + offsets.gather(1, beam)[:, :, None]
+        scores, place = values.flatten(1).topk(count, dim=1)
+        place, column = place // self.width, place % self.width
+        tokens = tile.gather(1, place) * self.width + column
+        return scores, beam.gather(1, place), tokens.clamp_(max=self.vocab_size - 1)
+
+    def _rows_of(self, tokens: Tensor) -> Tensor:
+        return torch.arange(len(self), device=self.device)[:, None].expand_as(tokens)
+
+    def _set(self, rows: Tensor, tokens: Tensor, values: Tensor | float) -> None:
+        tile = tokens // self.width
+        self.tiles[tile, rows, tokens % self.width] = values  # type: ignore[assignment]
+        self.maxima[tile, rows] = self.tiles[tile, rows].amax(dim=-1)
+
+
+def tile_groups(tiles: int, rows: int, width: int, device: torch.device) -> list[slice]:
+    """Neighbouring tiles (of ``rows`` x ``width`` floats each) that fit a cache together, all in order."""
+    size = tiles if device.type != "cpu" else max(1, CACHED_BYTES * torch.get_num_threads() // (4 * rows * width))
+    return [slice(start, min(start + size, tiles)) for start in range(0, tiles, size)]
+
+
+def exponential_sums(tiles: Tensor, maxima: Tensor) -> Tensor:
+    """Sums (T, R) over the columns of ``tiles`` (T, R, columns) of exp(logit - maximum)."""
+    # A tile without any token has the maximum -inf.
+    shifted = tiles - maxima.clamp(min=-1e30)[:, :, None]
+    return shifted.exp_().sum(dim=2)
