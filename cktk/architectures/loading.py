@@ -25,6 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 from cktk.architectures.families.family import Family, family_of
 from cktk.architectures.folders import model_folder
+from cktk.architectures.int8 import WEIGHTS as INT8_WEIGHTS
+from cktk.architectures.int8 import read_int8, write_int8
 from cktk.errors import CheckpointError
 from cktk.utils.files import atomic_folder
 
@@ -45,11 +47,16 @@ def load_model(
 ) -> PreTrainedModel:
     """The model with its output head that ``path`` means (see `model_folder`), in fp32 and eval mode on ``device``.
 
+    A folder with int8 weights (`cktk.architectures.int8`) is opened as the fp32 that these stand for.
+
     Raises `CheckpointError` when files are missing or damaged, the model type is not supported, tensors are missing, or
     the weights are pickled and ``allow_bin_weights`` is not set.
     """
     source = model_folder(path)
     family, config = _open_config(path, source)
+    if isinstance(source, Path) and (source / INT8_WEIGHTS).is_file():
+        with _one_line(source, "weights"):
+            return _on(read_int8(source, config, family), device)
     with _one_line(source, "weights"), _no_progress_bar():
         model, report = family.read_model(
             source,
@@ -60,9 +67,12 @@ def load_model(
         )
     if missing := sorted(set(report["missing_keys"]) - family.unused(model)):
         raise CheckpointError(f"{path}: {len(missing)} tensors are missing from the weights, {missing[0]} among them")
-    moved: Any = model
-    loaded: PreTrainedModel = moved.to(device).eval()
-    return loaded
+    return _on(model, device)
+
+
+def _on(model: Any, device: torch.device | str) -> PreTrainedModel:
+    moved: PreTrainedModel = model.to(device).eval()
+    return moved
 
 
 def _open_config(path: str | Path, source: Path | str) -> tuple[Family, PreTrainedConfig]:
@@ -106,8 +116,16 @@ def write_model(
     make_readable(folder)
 
 
+def write_int8_student(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
+    """Write ``model`` with int8 matrices (see `cktk.architectures.int8`) and tokenizer into ``folder``."""
+    write_int8(model, folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    make_readable(folder)
+
+
 def make_readable(folder: Path) -> None:
-    """Give the files in ``folder`` the permissions that the user's umask says; safetensors writes for the owner alone."""
+    """Give files in ``folder`` the permissions that the user's umask says; safetensors writes for the owner alone."""
     umask = os.umask(0)
     os.umask(umask)
     for file in folder.iterdir():
