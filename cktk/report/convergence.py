@@ -97,15 +97,15 @@ def convergence_figure(found: Mapping[str, Curve], title: str, y_title: str) -> 
 def _draw(axes: Axes, name: str, curve: Curve, look: Look) -> None:
     label = f"{name} ({curve.seeds} seeds)" if curve.seeds > 1 else name
     marker = look.marker if len(curve.epochs) <= 40 else ""
-    axes.plot(
-        curve.epochs, curve.mean, label=label, color=look.color, linestyle=look.linestyle, marker=marker, markersize=4
-    )
+    drawn = {"color": look.color, "linestyle": look.linestyle, "marker": marker}
+    axes.plot(curve.epochs, curve.mean, label=label, gid=f"series {name}", markersize=4, **drawn)
     if curve.seeds > 1:
         low, high = curve.mean - curve.spread, curve.mean + curve.spread
         axes.fill_between(curve.epochs, low, high, color=look.color, alpha=0.15, linewidth=0)
     for _, stages in curve.stages:
         for stage in stages[1:]:
-            axes.axvline(stage.begins, color=look.color, linestyle=(0, (2, 3)), linewidth=0.9, zorder=1)
+            line = axes.axvline(stage.begins, color=look.color, linestyle=(0, (2, 3)), linewidth=0.9, zorder=1)
+            line.set_gid(f"switch {name} {stage.number}")
 
 
 def _draw_stages(axes: Axes, bars: Sequence[tuple[str, Look, Sequence[Stage]]], last: float) -> None:

@@ -56,7 +56,7 @@ def _draw(axes: Axes, name: str, points: Sequence[Point], x: Sequence[float], lo
     label = f"{name} ({seeds} seeds)" if seeds > 1 else name
     low = [point.mean - point.spread for point in points]
     high = [point.mean + point.spread for point in points]
-    axes.plot(x, mean, label=label, **look._asdict())
+    axes.plot(x, mean, label=label, gid=f"series {name}", **look._asdict())
     if seeds > 1:
         if len(points) > 1:
             axes.fill_between(x, low, high, color=look.color, alpha=0.15, linewidth=0)
