@@ -17,16 +17,17 @@ Ids = npt.NDArray[Any]
 
 
 def cut_samples(texts: Sequence[Ids], room: int, separator: int | None) -> list[Ids]:
-    """The samples of ``texts``: each that is not empty, cut to ``room`` tokens.
+    """The samples of ``texts`` (int32): each that is not empty, cut to ``room`` tokens.
 
     With ``separator`` it stands behind each text, and all are cut into blocks of ``room`` tokens, the last one being
     what is left.
     """
     written = [text for text in texts if len(text)]
     if separator is None:
-        return [text[:room] for text in written]
+        # Copies: a view would keep the whole text in memory.
+        return [text[:room].astype(np.int32) for text in written]
     joined = np.concatenate([np.empty(0, np.int64), *(part for text in written for part in (text, [separator]))])
-    return [joined[start : start + room] for start in range(0, len(joined), room)]
+    return [joined[start : start + room].astype(np.int32) for start in range(0, len(joined), room)]
 
 
 def check_column(folder: DataFolder, column: str) -> None:

@@ -14,13 +14,14 @@ import torch
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.batching import Int64s
 from cktk.data.iterators import PlannedBatches
+from cktk.data.mixtures.background import Background
 from cktk.data.mixtures.corpora import Corpora
 from cktk.data.mixtures.mixture import Corpus, Place, StoredCorpus, mixed_batches
-from cktk.data.mixtures.streaming import StreamCorpus, TextStream
+from cktk.data.mixtures.streaming import SampleStream, StreamCorpus, TextStream, open_streams
 from cktk.data.sources.stream_sources import StreamSpec
 from cktk.data.subset import RowSubset, SubsetCorpus
 from cktk.data.texts import Ids, Texts, check_column
-from cktk.data.tokenization.encoder import knows_languages
+from cktk.data.tokenization.encoder import ROLES, Encoder, knows_languages
 from cktk.data.tokenization.encoder_spec import choose_encoder
 from cktk.data.tokenization.tokenizers import check_languages, open_tokenizer, probe_templates
 from cktk.distributed.world import World
@@ -31,7 +32,7 @@ from cktk.tasks.noise import Noise, make_noise
 from cktk.tasks.pretraining_config import ENCODER_OBJECTIVES, PretrainingConfig
 
 _USUAL_TOKENS = 512
-#: Rows of a window with streams: these are tokenised before its first micro-batch.
+#: Rows of a window with streams: twice as many are in memory, these and the next ones.
 _STREAM_WINDOW = 8_192
 # What a random number generator is for: its last seed.
 _TRAINING, _VALIDATION = 3, 4
@@ -163,7 +164,7 @@ class PretrainingTask:
         texts = self._stored()
         refuse_subset(batching, [*texts, *self._streams], list(self._streams))
         corpora: list[Corpus] = [self._corpus(name, found, batching, seed) for name, found in texts.items()]
-        corpora += [self._streamed(spec) for spec in self._streams.values()]
+        corpora += self._streamed()
         window = {"window_rows": _STREAM_WINDOW} if self._streams else {}
         load = partial(self._load, texts, (seed, _TRAINING))
         return mixed_batches(corpora, load, self._config, batching, seed=seed, rank=rank, world=world, **window)
@@ -233,20 +234,27 @@ class PretrainingTask:
             return StoredCorpus(name, rows.shard_rows, rows.lengths, seed)
         return SubsetCorpus(name, RowSubset(rows.shard_rows, rows.lengths, batching.train_subset, seed), seed)
 
-    def _streamed(self, spec: StreamSpec) -> StreamCorpus:
-        language = self._language(spec.corpus)
-        encode = choose_encoder(
-            self._tokenizer, self.data.tokenizer_path, {"source": language, "target": language}
-        ).open()
-        column = self._config.stream_column
-        return StreamCorpus(
-            TextStream(spec, column),
-            lambda texts: list(encode(texts, "source").split()),
-            self._framed[spec.corpus].lengths,
-            self._room,
-            self._separator,
-            column,
-        )
+    def _streamed(self) -> list[StreamCorpus]:
+        encoders, column = self._encoders(), self._config.stream_column
+
+        def make(stream: TextStream, background: Background) -> StreamCorpus:
+            name = stream.spec.corpus
+            encode = partial(_encode, encoders[name])
+            samples = SampleStream(stream, encode, self._room, self._separator)
+            return StreamCorpus(samples, self._framed[name].lengths, background)
+
+        return open_streams([TextStream(spec, column) for spec in self._streams.values()], make)
+
+    def _encoders(self) -> dict[str, Encoder]:
+        """What makes token ids of each stream's texts."""
+        found: dict[str, Encoder] = {}
+        for name in self._streams:
+            languages = dict.fromkeys(ROLES, self._language(name))
+            spec = choose_encoder(self._tokenizer, self.data.tokenizer_path, languages)
+            if spec.rust:  # language codes are not its business, and with a large vocabulary it takes 0.3 GB
+                return dict.fromkeys(self._streams, spec.open())
+            found[name] = spec.open()
+        return found
 
     def _frame(self, corpus: str) -> _Framed:
         language = self._language(corpus)
@@ -310,6 +318,10 @@ def _specs(streams: Sequence[str]) -> dict[str, StreamSpec]:
             raise ConfigError(f"--stream {spec}: {spec.corpus} is given twice; give each corpus once")
         found[spec.corpus] = spec
     return found
+
+
+def _encode(encoder: Encoder, texts: list[str]) -> list[Ids]:
+    return list(encoder(texts, "source").split())
 
 
 def _around(text: Int64s, template: Template) -> Int64s:

@@ -53,6 +53,9 @@ class Corpus(Protocol):
     def settings(self) -> Mapping[str, Any]:
         """What the order follows from beyond the seed, as JSON values."""
 
+    def ahead(self, start: int, stop: int) -> None:
+        """Be told what is taken next, where it may take a while to get. Need not be told."""
+
     def take(self, start: int, stop: int) -> tuple[Int64s, Int64s]:
         """The numbers (n,) of the samples at ``start`` .. ``stop - 1`` of the sequence, and their lengths (n, 2)."""
 
@@ -85,6 +88,9 @@ class StoredCorpus:
         # By name, so that a corpus keeps its order when another joins.
         self._seed = (seed, zlib.crc32(name.encode()))
         self._pass: tuple[int, Int64s, Int64s] | None = None
+
+    def ahead(self, start: int, stop: int) -> None:
+        """Nothing: lengths are at hand."""
 
     def take(self, start: int, stop: int) -> tuple[Int64s, Int64s]:
         """See `Corpus.take`; numbers are pass x rows + row."""
@@ -166,7 +172,10 @@ class MixturePlanner:
         return self._windows
 
     def taken(self, pass_: int, window: int) -> dict[str, int]:
-        """How many samples each corpus has given before ``window`` of epoch ``pass_``, all epochs together."""
+        """How many samples each corpus has given before ``window`` of epoch ``pass_``, all epochs together.
+
+        Windows count on into the next epoch.
+        """
         position = pass_ * self.rows + window * self.rows // self._windows
         # Each is rounded by itself: so none ever decreases, and none is further from its share than half a row.
         return {
@@ -176,14 +185,22 @@ class MixturePlanner:
 
     def plan(self, pass_: int, window: int) -> Plan:
         """See `Planner.plan`; a row number is number x corpora + corpus."""
-        starts, stops = self.taken(pass_, window), self.taken(pass_, window + 1)
+        starts, stops = self._tell(pass_, window)
         rows, lengths = [], []
         for index, corpus in enumerate(self._corpora):
             numbers, sides = corpus.take(starts[corpus.name], stops[corpus.name])
             rows.append(numbers * len(self._corpora) + index)
             lengths.append(sides)
+        self._tell(pass_, window + 1)
         rng = np.random.default_rng([self._seed, pass_, window, 2])
         return cut_window(np.concatenate(rows), np.concatenate(lengths), rng, self._max_tokens, self._batch_size)
+
+    def _tell(self, pass_: int, window: int) -> tuple[dict[str, int], dict[str, int]]:
+        """Tell all corpora that ``window`` is next, so that they get at it side by side; where it begins and ends."""
+        starts, stops = self.taken(pass_, window), self.taken(pass_, window + 1)
+        for corpus in self._corpora:
+            corpus.ahead(starts[corpus.name], stops[corpus.name])
+        return starts, stops
 
     def items(self, rows: Int64s) -> list[Place]:
         """The places of ``rows``."""

@@ -1,44 +1,58 @@
-"""Text straight from a streaming `datasets` source: tokenised on the fly, never all in memory, continued exactly."""
+"""Text straight from a streaming `datasets` source: tokenised on the fly, never all in memory, continued exactly.
+
+A window of a mixture is read beside the training, while the model learns from the window before. What a checkpoint
+keeps is where a window begins, so nothing that was read ahead is part of it.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cktk.data.batching import Int64s
+from cktk.data.mixtures.background import Background
 from cktk.data.mixtures.mixture import Place
 from cktk.data.sources.stream_sources import StreamSource, StreamSpec
-from cktk.data.texts import cut_samples
+from cktk.data.texts import Ids, cut_samples
 from cktk.errors import CheckpointError, CktkError, DataError
 
 _log = logging.getLogger(__name__)
 
 #: Texts that are tokenised at a time. Part of the order: blocks do not reach over them.
-CHUNK_TEXTS = 1_024
-
-Ids = npt.NDArray[Any]
+CHUNK_TEXTS = 256
+#: Streams that are read at the same time: most of it is waiting for the network.
+_THREADS = 8
 
 
 class TextStream:
-    """The texts of ``column`` in the order of the source, once."""
+    """The texts of ``column`` in the order of the source, once; `open` comes first."""
 
     def __init__(self, spec: StreamSpec, column: str) -> None:
         self.spec, self._column = spec, column
         self.source = StreamSource.find(spec)
-        self._began: Mapping[str, Any] | None = None
-        self._moved = True
-        self.go_to(None)
+        self.settings = {"stream": str(spec), "files": dict(self.source.files), "column": column}
+
+    def open(self) -> None:
+        """Go to the beginning, and see whether there are texts; raises `DataError`."""
+        self._data = self.source.open()
+        self._begin(None)
+        if not self.read(1):
+            raise self.source.empty()
+        self._begin(None)
 
     def go_to(self, state: Mapping[str, Any] | None) -> None:
         """Go to the position of ``state``; None is the beginning."""
-        if state == self._began and not self._moved:
-            return  # it is there; opening takes a while
-        self._data: Any = self.source.open()
+        if self._moved or self._began is not None:
+            self._data = self.source.open()  # which takes a while
+        self._begin(state)
+
+    def _begin(self, state: Mapping[str, Any] | None) -> None:
         if state is not None:
             self._data.load_state_dict(dict(state))
         self._rows: Iterator[Mapping[str, Any]] = iter(self._data)
@@ -54,78 +68,129 @@ class TextStream:
         except CktkError:
             raise
         except Exception as error:  # datasets raises many kinds: its own, of the network, of parsers
-            raise self.source.unreadable(error, self._data) from error
+            raise self.source.unreadable(error, self._followed()) from error
         return texts
 
     def state(self) -> Mapping[str, Any] | None:
         """The position behind the last text read, as JSON values."""
         return dict(self._data.state_dict()) if self._moved else self._began
 
+    def _followed(self) -> Any:
+        """The data where its state tells the file: behind a loaded one, `datasets` does not count files on."""
+        return self._data if self._began is None else None
+
     def _text(self, row: Mapping[str, Any]) -> str:
         if self._column not in row:
             raise DataError(
-                f"{self.source.at(self._data)}: no column {self._column!r}; choose with --stream-column among: "
+                f"{self.source.at(self._followed())}: no column {self._column!r}; choose with --stream-column among: "
                 f"{', '.join(row)}"
             )
         text = row[self._column]
         if not isinstance(text, str | None):
             raise DataError(
-                f"{self.source.at(self._data)}: column {self._column!r} holds {type(text).__name__}, not text; "
+                f"{self.source.at(self._followed())}: column {self._column!r} holds {type(text).__name__}, not text; "
                 "choose another"
             )
         return text or ""
 
 
-class StreamCorpus:
-    """A `Corpus` of a stream; see `cut_samples` for ``room`` and ``separator``.
+class SampleStream:
+    """The samples of a stream, pass after pass; see `cut_samples` for ``room`` and ``separator``.
 
-    ``encode`` gives token ids without special ones, ``lengths`` the sides (n, 2) of samples with the given numbers of
-    tokens. When the stream ends it starts over. In memory are the samples taken last and one chunk of texts.
+    ``encode`` gives token ids without special ones. When the stream ends it starts over. In memory is one chunk of
+    texts.
     """
-
-    rows = None
 
     def __init__(
         self,
         stream: TextStream,
         encode: Callable[[list[str]], list[Ids]],
-        lengths: Callable[[Int64s], Int64s],
         room: int,
         separator: int | None,
-        column: str,
         chunk_texts: int = CHUNK_TEXTS,
     ) -> None:
-        self.name = stream.spec.corpus
-        self.settings = {
-            "stream": str(stream.spec),
-            "files": dict(stream.source.files),
-            "column": column,
-            "room": room,
-            "separator": separator,
-            "chunk_texts": chunk_texts,
-        }
-        self._stream, self._encode, self._lengths = stream, encode, lengths
+        self.stream = stream
+        self.settings = {**stream.settings, "room": room, "separator": separator, "chunk_texts": chunk_texts}
+        self._encode = encode
         self._room, self._separator, self._chunk_texts = room, separator, chunk_texts
-        self._held: dict[int, Ids] = {}
-        #: Where in the stream the sample with this number is: at the ends of what was taken.
-        self._marks: dict[int, dict[str, Any]] = {0: {"position": None, "before": 0, "samples": 0}}
-        self._at: int | None = None
         # The chunk that is being read: where it begins, how many samples of the pass are before it, and its own.
         self._position: Mapping[str, Any] | None = None
         self._before = self._next = 0
-        self._samples: list[Ids] = []
+        self._chunk: list[Ids] = []
+
+    def mark(self) -> dict[str, Any]:
+        """Where the next sample is, as JSON values."""
+        return {"position": self._position, "before": self._before, "samples": self._next}
+
+    def go_to(self, mark: Mapping[str, Any]) -> None:
+        """Go to where `mark` was asked for."""
+        self.stream.go_to(mark["position"])
+        self._position, self._before = mark["position"], mark["before"]
+        self._chunk, self._next = [], 0
+        self.read(mark["samples"])
+
+    def read(self, number: int, ended: Callable[[], bool] = lambda: False) -> list[Ids]:
+        """The next ``number`` samples; those found so far if ``ended`` says between two chunks that nobody waits."""
+        found: list[Ids] = []
+        while (missing := number - len(found)) and not ended():
+            if self._next == len(self._chunk):
+                self._read_chunk()
+            part = self._chunk[self._next : self._next + missing]
+            found += part
+            self._next += len(part)
+        return found
+
+    def _read_chunk(self) -> None:
+        """The samples of the next chunk, none at the end of a pass."""
+        self._before += len(self._chunk)
+        self._position, self._chunk, self._next = self.stream.state(), [], 0
+        if texts := self.stream.read(self._chunk_texts):
+            self._chunk = cut_samples(self._encode(texts), self._room, self._separator)
+            return
+        if not self._before:
+            raise self.stream.source.empty()
+        _log.info("the stream %s has ended after %d samples and starts over", self.stream.spec.corpus, self._before)
+        self.stream.go_to(None)
+        self._before = 0
+
+
+class StreamCorpus:
+    """A `Corpus` of a stream, which is read in the ``background``.
+
+    ``lengths`` gives the sides (n, 2) of samples with the given numbers of tokens. In memory are the samples taken
+    last and those read ahead.
+    """
+
+    rows = None
+
+    def __init__(self, samples: SampleStream, lengths: Callable[[Int64s], Int64s], background: Background) -> None:
+        self.name, self.settings = samples.stream.spec.corpus, samples.settings
+        self._samples, self._lengths, self._background = samples, lengths, background
+        self._held: dict[int, Ids] = {}
+        #: Where in the stream the sample with this number is: at the ends of what was taken.
+        self._marks: dict[int, dict[str, Any]] = {0: samples.mark()}
+        self._at: int | None = None
+        self._ahead: tuple[int, int, Future[list[Ids]]] | None = None
+
+    def ahead(self, start: int, stop: int) -> None:
+        """See `Corpus.ahead`."""
+        if self._ahead is not None and self._ahead[:2] == (start, stop):
+            return
+        self._drop()
+        mark = None if self._at == start else self._mark(start)
+        self._at = None  # until it is known that all went well
+        job = partial(_read, self._samples, mark, stop - start, self._background.ended.is_set)
+        self._ahead = start, stop, self._background.start(job)
 
     def take(self, start: int, stop: int) -> tuple[Int64s, Int64s]:
         """See `Corpus.take`; a number is that of the sample, counted on from pass to pass."""
-        if self._at != start:
-            self._go_to(start)
-        self._held = {}
-        for number in range(start, stop):
-            self._held[number] = self._read()
-        self._at = stop
-        self._marks[stop] = {"position": self._position, "before": self._before, "samples": self._next}
-        lengths = np.array([len(ids) for ids in self._held.values()], np.int64)
-        return np.arange(start, stop), self._lengths(lengths)
+        self.ahead(start, stop)
+        assert self._ahead is not None
+        future, self._ahead = self._ahead[2], None
+        samples = future.result()
+        self._at, self._marks[stop] = stop, self._samples.mark()
+        self._held = dict(zip(range(start, stop), samples, strict=True))
+        return np.arange(start, stop), self._lengths(np.array([len(ids) for ids in samples], np.int64))
 
     def place(self, number: int) -> Place:
         """See `Corpus.place`."""
@@ -138,47 +203,42 @@ class StreamCorpus:
 
         Forgets earlier ones, as `Corpus.state` allows.
         """
-        self._forget_before(start)
+        self._marks = {at: mark for at, mark in self._marks.items() if at >= start}
         return self._mark(start)
 
     def load_state(self, start: int, state: Mapping[str, Any]) -> None:
         """See `Corpus.load_state`; raises `CheckpointError` for a state without a position."""
         if not {"position", "before", "samples"} <= set(state):
             raise CheckpointError(f"the checkpoint has no position of the stream {self.name}; start a new run")
+        self._drop()
         self._marks, self._at = {start: dict(state)}, None
-
-    def _forget_before(self, number: int) -> None:
-        self._marks = {at: mark for at, mark in self._marks.items() if at >= number}
 
     def _mark(self, number: int) -> dict[str, Any]:
         if number not in self._marks:
             raise RuntimeError(f"sample {number} of the stream {self.name} is not at an end of what was taken")
         return self._marks[number]
 
-    def _go_to(self, number: int) -> None:
-        mark = self._mark(number)
-        self._stream.go_to(mark["position"])
-        self._position, self._before = mark["position"], mark["before"]
-        self._samples, self._next = [], 0
-        for _ in range(mark["samples"]):
-            self._read()
+    def _drop(self) -> None:
+        """Forget what was read ahead."""
+        if self._ahead is not None:
+            future, self._ahead = self._ahead[2], None
+            if not future.cancel():
+                wait([future])
 
-    def _read(self) -> Ids:
-        """The next sample."""
-        while self._next == len(self._samples):
-            self._read_chunk()
-        self._next += 1
-        return self._samples[self._next - 1]
 
-    def _read_chunk(self) -> None:
-        """The samples of the next chunk, none at the end of a pass."""
-        self._before += len(self._samples)
-        self._position, self._samples, self._next = self._stream.state(), [], 0
-        if texts := self._stream.read(self._chunk_texts):
-            self._samples = cut_samples(self._encode(texts), self._room, self._separator)
-            return
-        if not self._before:
-            raise self._stream.source.empty()
-        _log.info("the stream %s has ended after %d samples and starts over", self.name, self._before)
-        self._stream.go_to(None)
-        self._before = 0
+def _read(samples: SampleStream, mark: Mapping[str, Any] | None, number: int, ended: Callable[[], bool]) -> list[Ids]:
+    if mark is not None:
+        samples.go_to(mark)
+    return samples.read(number, ended)
+
+
+def open_streams(
+    streams: Sequence[TextStream], make: Callable[[TextStream, Background], StreamCorpus]
+) -> list[StreamCorpus]:
+    """The corpora that ``make`` makes of ``streams``, opened side by side; raises `DataError`."""
+    if not streams:
+        return []
+    background = Background(min(len(streams), _THREADS))
+    for opened in [background.start(stream.open) for stream in streams]:
+        opened.result()
+    return [make(stream, background) for stream in streams]

@@ -87,12 +87,12 @@ class StreamSource:
         return _empty(self.spec)
 
     def unreadable(self, error: Exception, data: Any = None) -> DataError:
-        """What to raise where ``error`` came up in reading ``data``: names the file, if that can be known."""
+        """What to raise where ``error`` came up in reading ``data`` (None: nobody knows how far)."""
         reason = str(error).strip().partition("\n")[0]
-        return DataError(f"{self.at(data)}: cannot be read ({type(error).__name__}: {reason})")
+        return DataError(f"{self.at(data)}: cannot be read ({type(error).__name__}: {reason}); mend it or give another")
 
     def at(self, data: Any) -> str:
-        """The stream, and the file that ``data`` has come to."""
+        """The stream, and the file that ``data`` has come to, if that can be known."""
         where, number = f"--stream {self.spec}", None if data is None else _shard(data.state_dict())
         if number is None or data.num_shards != len(self.files) or number >= len(self.files):
             return where

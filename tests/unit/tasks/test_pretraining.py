@@ -258,6 +258,13 @@ def test_a_stream_of_its_own_takes_the_language_that_it_is_named_for(tmp_path):
         task_of(folder, stream=(f"fr={tmp_path}/fr.txt",))
 
 
+def test_streams_share_a_tokenizer_where_languages_make_no_difference(paths, tmp_path):
+    (tmp_path / "text.txt").write_text("w10 w11\n" * 9)
+    task = task_of(paths["en"], stream=tuple(f"{name}={tmp_path}/text.txt" for name in ("en", "ro", "de")))
+    encoders = task._encoders()
+    assert list(encoders) == ["en", "ro", "de"] and len({id(encoder) for encoder in encoders.values()}) == 1
+
+
 def test_a_teacher_cache_takes_what_never_changes(paths):
     task = task_of(paths["plain"], decoder_start=EOS)
     assert isinstance(task, FixedRows)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import threading
+import time
+from concurrent.futures import wait
 
 import datasets
 import numpy as np
@@ -12,9 +16,10 @@ from hypothesis import strategies as st
 
 from cktk.data.batch_config import BatchingConfig
 from cktk.data.iterators import PlannedBatches
+from cktk.data.mixtures.background import Background
 from cktk.data.mixtures.mixture import StoredCorpus, mixed_batches
 from cktk.data.mixtures.mixture_config import MixtureConfig
-from cktk.data.mixtures.streaming import StreamCorpus, TextStream
+from cktk.data.mixtures.streaming import SampleStream, StreamCorpus, TextStream, open_streams
 from cktk.data.sources.stream_sources import StreamSpec
 from cktk.errors import CheckpointError, ConfigError, DataError
 from cktk.protocols import Batch
@@ -50,10 +55,11 @@ def encode(texts: list[str]) -> list[np.ndarray]:
     return [np.array([int(word) for word in text.split()], np.int64) for text in texts]
 
 
-def corpus(spec: str, **options) -> StreamCorpus:
-    settings = {"room": 3, "separator": None, "column": "text", "chunk_texts": 8, **options}
-    stream = TextStream(StreamSpec.parse(spec), settings["column"])
-    return StreamCorpus(stream, encode, lambda lengths: np.stack([lengths, lengths + 1], 1), **settings)
+def corpus(spec: str, column: str = "text", background: Background | None = None, **options) -> StreamCorpus:
+    stream = TextStream(StreamSpec.parse(spec), column)
+    stream.open()
+    samples = SampleStream(stream, encode, **{"room": 3, "separator": None, "chunk_texts": 8, **options})
+    return StreamCorpus(samples, lambda lengths: np.stack([lengths, lengths + 1], 1), background or Background(1))
 
 
 def taken(one: StreamCorpus, start: int, stop: int) -> list[list[int]]:
@@ -202,9 +208,73 @@ def test_only_the_window_is_held(sources):
     one = corpus(sources["text"])
     for start in range(0, 200, 10):
         one.take(start, start + 10)
-        assert len(one._held) == 10 and len(one._samples) <= 8
+        assert len(one._held) == 10 and len(one._samples._chunk) <= 8
+        one._samples.go_to = None  # windows in a row are read without going back
     one.state(100)
     assert min(one._marks) == 100
+
+
+def test_the_next_window_is_read_beside_the_training_and_is_no_part_of_the_state(sources):
+    def settled(one: PlannedBatches) -> list:
+        (stream,) = (corpus for corpus in one._planner._corpora if corpus.name == "en")
+        start, stop, future = stream._ahead
+        return [stop - start, len(future.result(timeout=30)), stream._samples._next]
+
+    one, whole = mixture(sources), play([mixture(sources)], 1, 30)
+    seen = play([one], 1, 1)
+    assert settled(one)[:2] == [17, 17]  # 0.7 of 25, without anybody asking
+    states, fresh = [], []
+    for _ in range(3):
+        seen += play([one], 1, 2)
+        settled(one)
+        states.append(json.loads(json.dumps(one.state_dict())))
+    for state in states:
+        again = mixture(sources)
+        again.load_state_dict(state)
+        assert json.loads(json.dumps(again.state_dict())) == state
+        fresh.append(play([again], 1, 6))
+    assert seen == whole[:7] and fresh == [whole[at : at + 6] for at in (3, 5, 7)]
+
+
+def test_what_is_wrong_with_a_source_is_told_when_it_is_reached_and_can_be_tried_again(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "1"}\n' * 16)
+    (tmp_path / "b.jsonl").write_text('{"text": "2"}\n{"text": \n')
+    one = corpus(f"en={tmp_path}/*.jsonl")
+    assert taken(one, 0, 10) == [[1]] * 10
+    one.ahead(10, 20)
+    wait([one._ahead[2]])
+    state = one.state(10)
+    for where in (f"{tmp_path}/b.jsonl: cannot", r"\*.jsonl: cannot"):  # no wrong file after going back
+        with pytest.raises(DataError, match=where):
+            one.take(10, 20)
+    assert one.state(10) == state
+    (tmp_path / "b.jsonl").write_text('{"text": "2"}\n{"text": "3"}\n')
+    assert taken(one, 10, 20) == [[1]] * 6 + [[2], [3], [1], [1]]
+
+
+def test_reading_ends_with_the_run_even_in_the_middle_of_a_window(sources):
+    background, reading = Background(2), threading.Event()
+    threads = [thread for thread in threading.enumerate() if thread.name == "cktk-background"]
+    one = corpus(sources["text"], background=background)
+    quickly = one._samples._encode
+    one._samples._encode = lambda texts: (reading.set(), time.sleep(0.02), quickly(texts))[2]
+    one.ahead(0, 10**9)
+    assert reading.wait(30)
+    future = one._ahead[2]
+    del one, background
+    gc.collect()
+    assert 0 < len(future.result(timeout=30)) < 10**9
+    assert sum(not thread.is_alive() for thread in threads) >= 2
+
+
+def test_streams_are_opened_before_anything_is_taken_and_begin_with_their_first_text(sources, tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"body": "none"}\n')
+    specs = [sources["text"], sources["jsonl"].replace("en=", "fr="), f"de={tmp_path}/x.jsonl"]
+    streams = [TextStream(StreamSpec.parse(spec), "text") for spec in specs]
+    found = open_streams(streams[:2], lambda stream, background: (stream.read(2), background))
+    assert [texts for texts, _ in found] == [TEXTS[:2]] * 2 and found[0][1] is found[1][1]
+    with pytest.raises(DataError, match=r"--stream de=\S*: no column 'text'; choose with --stream-column among: body"):
+        open_streams(streams, lambda stream, background: (stream, background))
 
 
 def test_samples_that_were_not_taken_last_are_an_internal_error(sources):
