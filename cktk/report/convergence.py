@@ -97,8 +97,8 @@ def convergence_figure(found: Mapping[str, Curve], title: str, y_title: str) -> 
 def _draw(axes: Axes, name: str, curve: Curve, look: Look) -> None:
     label = f"{name} ({curve.seeds} seeds)" if curve.seeds > 1 else name
     marker = look.marker if len(curve.epochs) <= 40 else ""
-    drawn = {"color": look.color, "linestyle": look.linestyle, "marker": marker}
-    axes.plot(curve.epochs, curve.mean, label=label, gid=f"series {name}", markersize=4, **drawn)
+    (line,) = axes.plot(curve.epochs, curve.mean, label=label, color=look.color, linestyle=look.linestyle)
+    line.set(marker=marker, markersize=4, gid=f"series {name}")
     if curve.seeds > 1:
         low, high = curve.mean - curve.spread, curve.mean + curve.spread
         axes.fill_between(curve.epochs, low, high, color=look.color, alpha=0.15, linewidth=0)
