@@ -19,6 +19,7 @@ from cktk.generation.decoder import IncrementalDecoder
 from cktk.generation.groups import GroupedBeams
 from cktk.generation.head import OutputHead
 from cktk.generation.hypotheses import Hypotheses, Limits
+from cktk.generation.linear import check_int8
 from cktk.generation.random_numbers import sentence_key
 from cktk.generation.sampling import Samples
 from cktk.generation.special_tokens import SpecialTokens
@@ -38,21 +39,25 @@ class BeamSearch:
     ``config.max_len_a * x + config.max_len_b`` tokens and the end-of-sentence token are the most that a source of x
     tokens gets; transformers' ``max_length`` counts the decoder start and the end too, so it is 2 more. ``min_len``
     likewise is transformers' ``min_length`` less 1. Output is never longer than the model has positions.
-    The weights are read once, by the first call.
+    The weights are read once, by the first call; with quantization int8 they and what they are
+    multiplied with are rounded to 8-bit integers.
     """
 
     def __init__(self, model: Any, config: SearchConfig, layout: DecoderLayout) -> None:
         self.model = model
         self.config = config
         self.layout = layout
+        self._int8 = config.quantization == "int8"
+        if self._int8:
+            check_int8(model.device)
 
     @cached_property
     def _decoder(self) -> IncrementalDecoder:
-        return IncrementalDecoder(self.model, self.layout)
+        return IncrementalDecoder(self.model, self.layout, int8=self._int8)
 
     @cached_property
     def _head(self) -> OutputHead:
-        return OutputHead(self._decoder.weights, 2 * self.config.beam)
+        return OutputHead(self._decoder.weights, 2 * self.config.beam, int8=self._int8)
 
     @torch.inference_mode()
     def generate(

@@ -12,6 +12,7 @@ beam descends from are given free.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cktk.generation.linear import DenseLinear, Int8Linear, Int8Module
 from cktk.generation.weights import DecoderWeights, LayerWeights, read_weights
 from cktk.protocols import DecoderLayout
 
@@ -105,12 +107,13 @@ class DecoderState:
 class IncrementalDecoder:
     """Steps through the decoder of a Hugging Face encoder-decoder, whose weights are read at construction.
 
-    The encoder runs through transformers. Work inside `torch.inference_mode`.
+    The encoder runs through transformers. With ``int8`` all products are in 8-bit integers. Work inside
+    `torch.inference_mode`.
     """
 
-    def __init__(self, model: Any, layout: DecoderLayout) -> None:
-        self.weights: DecoderWeights = read_weights(model, layout)
-        self.encoder = model.get_encoder()
+    def __init__(self, model: Any, layout: DecoderLayout, *, int8: bool = False) -> None:
+        self.weights: DecoderWeights = read_weights(model, layout, Int8Linear if int8 else DenseLinear)
+        self.encoder = int8_copy(model.get_encoder()) if int8 else model.get_encoder()
         self.device: torch.device = self.weights.head.device
         heads = self.weights.heads
         self._heads = (heads, self.weights.layers[0].self_out.features[0] // heads)
@@ -199,6 +202,16 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> 
     batch, heads, beams, width = query.shape
     mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0)
     return mixed.transpose(1, 2).reshape(batch * beams, heads * width)
+
+
+def int8_copy(encoder: torch.nn.Module) -> torch.nn.Module:
+    """The same module with its linear layers in 8-bit integers; all else shares memory with it."""
+    shared: dict[int, Any] = {id(parameter): parameter for parameter in encoder.parameters()}
+    copied = copy.deepcopy(encoder, shared)
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            copied.set_submodule(name, Int8Module(module))
+    return copied
 
 
 @contextmanager

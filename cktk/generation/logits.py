@@ -80,7 +80,7 @@ class Logits:
 
     def _set(self, rows: Tensor, tokens: Tensor, values: Tensor | float) -> None:
         tile = tokens // self.width
-        self.tiles[tile, rows, tokens % self.width] = values  # type: ignore[assignment]
+        self.tiles[tile, rows, tokens % self.width] = values
         self.maxima[tile, rows] = self.tiles[tile, rows].amax(dim=-1)
 
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers.activations import NewGELUActivation
 
 from cktk.errors import CheckpointError
-from cktk.generation.linear import DenseLinear, Linear
+from cktk.generation.linear import DenseLinear, Linear, MakeLinear
 from cktk.protocols import DecoderLayout
 
 Norm = Callable[[Tensor], Tensor]
@@ -113,8 +113,8 @@ class DecoderWeights:
         return None if self.positions is None else self.positions.shape[0]
 
 
-def read_weights(model: Any, layout: DecoderLayout) -> DecoderWeights:
-    """The decoder of ``model``, which ``layout`` describes.
+def read_weights(model: Any, layout: DecoderLayout, linear: MakeLinear = DenseLinear) -> DecoderWeights:
+    """The decoder of ``model``, which ``layout`` describes; ``linear`` makes its products, but that of the head.
 
     Projections are copied, those that are used together side by side; embeddings share memory with the model. Raises
     `CheckpointError` for a model with another decoder.
@@ -128,7 +128,7 @@ def read_weights(model: Any, layout: DecoderLayout) -> DecoderWeights:
         )
     bias = getattr(model, "final_logits_bias", None)
     return DecoderWeights(
-        layers=tuple(_layer(layer, layout) for layer in _part(decoder, layout.layers)),
+        layers=tuple(_layer(layer, layout, linear) for layer in _part(decoder, layout.layers)),
         heads=layout.heads,
         pre_norm=layout.pre_norm,
         embedding=decoder.embed_tokens.weight.detach(),
@@ -146,20 +146,21 @@ def _part(module: Any, path: str) -> Any:
     return attrgetter(path)(module)
 
 
-def _layer(layer: Any, layout: DecoderLayout) -> LayerWeights:
+def _layer(layer: Any, layout: DecoderLayout, linear: MakeLinear) -> LayerWeights:
+    together = partial(_together, linear)
     own, cross = _part(layer, layout.self_attention), _part(layer, layout.cross_attention)
     query, key, value, out = layout.projections
     self_norm, cross_norm, ffn_norm = (_norm(_part(layer, name)) for name in layout.norms)
     return LayerWeights(
-        self_qkv=_linear(_scaled(own, query), _affine(_part(own, key)), _affine(_part(own, value))),
-        self_out=_linear(_affine(_part(own, out))),
+        self_qkv=together(_scaled(own, query), _affine(_part(own, key)), _affine(_part(own, value))),
+        self_out=together(_affine(_part(own, out))),
         self_norm=self_norm,
-        cross_q=_linear(_scaled(cross, query)),
-        cross_kv=_linear(_affine(_part(cross, key)), _affine(_part(cross, value))),
-        cross_out=_linear(_affine(_part(cross, out))),
+        cross_q=together(_scaled(cross, query)),
+        cross_kv=together(_affine(_part(cross, key)), _affine(_part(cross, value))),
+        cross_out=together(_affine(_part(cross, out))),
         cross_norm=cross_norm,
-        up=_linear(*(_affine(_part(layer, name)) for name in layout.up)),
-        down=_linear(_affine(_part(layer, layout.down))),
+        up=together(*(_affine(_part(layer, name)) for name in layout.up)),
+        down=together(_affine(_part(layer, layout.down))),
         ffn_norm=ffn_norm,
         activation=_activation(_part(layer, layout.activation), gated=len(layout.up) > 1),
     )
@@ -176,10 +177,10 @@ def _scaled(attention: Any, name: str) -> Affine:
     return Affine(query.weight * scale, None if query.bias is None else query.bias * scale)
 
 
-def _linear(*parts: Affine) -> Linear:
+def _together(linear: MakeLinear, *parts: Affine) -> Linear:
     """Projections of the same input, side by side."""
     biases = [part.bias for part in parts if part.bias is not None]
-    return DenseLinear(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)
+    return linear(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)
 
 
 def _norm(module: Any, scale: float = 1.0) -> Norm:
