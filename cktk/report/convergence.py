@@ -112,11 +112,12 @@ def _draw_stages(axes: Axes, bars: Sequence[tuple[str, Look, Sequence[Stage]]], 
     """A bar a run, cut where a stage ends, with the stages' names inside as far as they fit."""
     for place, (_, look, stages) in enumerate(bars):
         ends = [stage.begins for stage in stages[1:]] + [last]
+        sides = any(stage.name.startswith("decoder") for stage in stages)
         for stage, end in zip(stages, ends, strict=True):
             width = end - stage.begins
             axes.barh(place, width, left=stage.begins, height=0.8, color=look.color, alpha=0.25, edgecolor="white")
             room = int(width / last * 85)
-            name = stage.name.removeprefix("encoder ")
+            name = stage.name if sides else stage.name.removeprefix("encoder ")
             words = next((text for text in (name, str(stage.number)) if len(text) <= room), "")
             axes.text(stage.begins + width / 2, place, words, ha="center", va="center", fontsize=8)
     axes.set_yticks(range(len(bars)), [name for name, _, _ in bars], fontsize=8)
