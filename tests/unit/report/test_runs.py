@@ -65,6 +65,12 @@ def test_epochs_without_a_line_lie_between(tmp_path: Path) -> None:
     assert _epoch_ends(records, {}) == pytest.approx([10, 20, 30, 40, 50, 62, 74, 86, 98, 110])
 
 
+def test_the_newest_checkpoint_tells_where_the_last_epoch_ends() -> None:
+    records = [{"group": "train", "update": 8, "epoch": 1}, {"group": "train", "update": 12, "epoch": 2}]
+    assert _epoch_ends(records, {"epoch": 2, "epoch_end": True, "update": 20}) == [8, 20]
+    assert _epoch_ends(records, {"epoch": 2, "epoch_end": False, "update": 20}) == [8, 16]
+
+
 def test_mixtures_have_the_rows_of_all_corpora(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [1.0])
     state = folder / "checkpoint_last/trainer.json"
