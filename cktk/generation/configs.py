@@ -54,8 +54,7 @@ class SearchConfig:
     )
     quantization: str = option(
         "none",
-        help="int8: multiply in 8-bit integers on a CPU: several times as fast with a large vocabulary, with nearly the "
-        "same output",
+        help="int8: multiply in 8-bit integers on a CPU, much faster with a large vocabulary and nearly the same output",
         choices=("none", "int8"),
     )
 
