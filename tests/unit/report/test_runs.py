@@ -220,3 +220,14 @@ def test_sizes_are_read_from_files(tmp_path: Path) -> None:
     assert size_of(tmp_path / "t5") == Size(
         sum(p.numel() for p in {id(p): p for p in t5.parameters()}.values()), "3x16"
     )
+
+
+def test_buffers_are_no_parameters(tmp_path: Path) -> None:
+    from transformers import BartConfig, BartForConditionalGeneration
+
+    sides = {
+        f"{side}_{what}": 1 for side in ("encoder", "decoder") for what in ("layers", "attention_heads", "ffn_dim")
+    }
+    bart = BartForConditionalGeneration(BartConfig(vocab_size=40, d_model=8, max_position_embeddings=9, **sides))
+    bart.save_pretrained(tmp_path / "bart")  # with its final_logits_bias
+    assert size_of(tmp_path / "bart") == Size(bart.num_parameters(), "2x8")
