@@ -13,6 +13,7 @@ from cktk.architectures.families.family import family_of
 from cktk.generation.beam import BeamSearch
 from cktk.generation.configs import SearchConfig
 from cktk.generation.decoder import DecoderState
+from cktk.generation.logits import Logits
 
 #: Tokens read and written, and the largest share of transformers' cache.
 LENGTHS = ((1024, 128, 0.35), (40, 40, 0.65))
@@ -33,15 +34,15 @@ def _ours(model: Any, sources: list[list[int]], tokens: int) -> int:
     """The most that the caches take after any step."""
     config = SearchConfig(beam=4, max_len_b=tokens - 1, min_len=tokens - 1)
     search = BeamSearch(model, config, family_of("bart", "student").decoder_layout(model.config))
-    decoder, sizes = search._decoder, [0]
-    step = decoder.step
+    scorer, sizes = search._scorer, [0]
+    step = scorer.step
 
-    def watched(state: DecoderState, fed: Tensor) -> Tensor:
+    def watched(state: DecoderState, fed: Tensor) -> Logits:
         found = step(state, fed)
         sizes.append(state.cache_bytes)
         return found
 
-    decoder.step = watched  # type: ignore[assignment, method-assign]
+    scorer.step = watched  # type: ignore[assignment, method-assign]
     search.generate(sources, batch_size=len(sources))
     return max(sizes)
 

@@ -18,6 +18,7 @@ from cktk.architectures.loading import load_config, load_model, load_tokenizer
 from cktk.architectures.presets import STUDENTS
 from cktk.architectures.spec import StudentSpec
 from cktk.architectures.vocabulary import check_vocabularies, folder_vocabulary
+from cktk.assemble.ensemble import member_paths, open_members
 from cktk.config.options import checked
 from cktk.data.context_config import InputConfig
 from cktk.data.shards import DataFolder
@@ -67,7 +68,8 @@ def student(
 ) -> Translator:
     """A student ready to translate or summarise: ``student(path).translate(["Hello."])``.
 
-    ``path`` is a student folder, a checkpoint folder, a run directory or a hub name. ``task`` says how a line break
+    ``path`` is a student folder, a checkpoint folder, a run directory or a hub name; several with colons between write
+    together, by the mean of their probabilities. ``task`` says how a line break
     inside of an output is written: as a space, or with "summarization" as ``<n>``. ``options`` are the fields of
     `SearchConfig` (``beam``, ``lenpen``, ...) and, without ``inputs``, of `InputConfig`: ``source_prompt`` and the
     context of ``context_size`` sentences before each (texts are then the sentences of a document up to the next blank
@@ -77,6 +79,7 @@ def student(
     line_break = _writing_task(task).line_break
     shown = {option.name: options.pop(option.name) for option in fields(InputConfig) if option.name in options}
     search, inputs = checked(SearchConfig, **options), inputs or checked(InputConfig, **shown)
+    path, *further = member_paths(path)
     config = load_config(path)
     family = family_of(config.model_type, path)
     if "decoder" not in family.shape(config).sides:
@@ -84,7 +87,10 @@ def student(
             f"{path}: a {config.model_type} has no decoder, so it writes no texts; open a classifier with "
             "transformers' pipeline('text-classification')"
         )
-    model, engine = _opened(path, search, resolve_device(device), allow_bin_weights)
+    where = resolve_device(device)
+    model, engine = _opened(path, search, where, allow_bin_weights)
+    if further and engine is not None:
+        raise ConfigError("--backend ctranslate2 takes one model; give one --path, or use --backend cktk")
     found = Translator(
         model,
         load_tokenizer(path),
@@ -98,6 +104,7 @@ def student(
         batch_size=batch_size,
         inputs=inputs,
         engine=engine,
+        others=open_members(path, further, device=where, allow_bin_weights=allow_bin_weights),
     )
     found.line_break = line_break
     return found
@@ -160,9 +167,9 @@ def open_split(
     Raises `ConfigError` if their tokenizers differ, besides what opening either raises, `student` and
     `split_generator`.
     """
-    data = DataFolder(data_bin)
+    data, first = DataFolder(data_bin), member_paths(path)[0]
     check_vocabularies(
-        folder_vocabulary(f"the model {path}", path, load_config(path).vocab_size),
+        folder_vocabulary(f"the model {first}", first, load_config(first).vocab_size),
         folder_vocabulary(f"the data {data_bin}", data.tokenizer_path, data.vocab_size, data.fingerprint),
     )
     translator = open_translator(path, model, search, batches, inputs, task)

@@ -15,13 +15,12 @@ from cktk.errors import DataError
 from cktk.generation.beams import Beams
 from cktk.generation.configs import SearchConfig
 from cktk.generation.constraints import Constraints
-from cktk.generation.decoder import IncrementalDecoder
 from cktk.generation.groups import GroupedBeams
-from cktk.generation.head import OutputHead
 from cktk.generation.hypotheses import Hypotheses, Limits
 from cktk.generation.linear import check_int8
 from cktk.generation.random_numbers import sentence_key
 from cktk.generation.sampling import Samples
+from cktk.generation.scorer import Ensemble, ModelScorer, Scorer
 from cktk.generation.special_tokens import SpecialTokens
 from cktk.protocols import DecoderLayout, Hypothesis
 
@@ -40,24 +39,36 @@ class BeamSearch:
     tokens gets; transformers' ``max_length`` counts the decoder start and the end too, so it is 2 more. ``min_len``
     likewise is transformers' ``min_length`` less 1. Output is never longer than the model has positions.
     The weights are read once, by the first call; with quantization int8 they and what they are
-    multiplied with are rounded to 8-bit integers.
+    multiplied with are rounded to 8-bit integers. The probabilities of ``others``, which have the same vocabulary, are
+    averaged with the model's. Only the tokens ``kept`` are written (None: all).
     """
 
-    def __init__(self, model: Any, config: SearchConfig, layout: DecoderLayout) -> None:
+    def __init__(
+        self,
+        model: Any,
+        config: SearchConfig,
+        layout: DecoderLayout,
+        *,
+        others: Sequence[tuple[Any, DecoderLayout]] = (),
+        kept: Sequence[int] | None = None,
+    ) -> None:
         self.model = model
         self.config = config
         self.layout = layout
-        self._int8 = config.quantization == "int8"
-        if self._int8:
+        self._others = others
+        self._kept = None if kept is None else sorted(kept)
+        if config.quantization == "int8":
             check_int8(model.device)
 
     @cached_property
-    def _decoder(self) -> IncrementalDecoder:
-        return IncrementalDecoder(self.model, self.layout, int8=self._int8)
-
-    @cached_property
-    def _head(self) -> OutputHead:
-        return OutputHead(self._decoder.weights, 2 * self.config.beam, int8=self._int8)
+    def _scorer(self) -> Scorer:
+        kept = None if self._kept is None else torch.tensor(self._kept, device=self.model.device)
+        int8, candidates = self.config.quantization == "int8", 2 * self.config.beam
+        scorers = [
+            ModelScorer(model, layout, candidates, int8=int8, kept=kept)
+            for model, layout in ((self.model, self.layout), *self._others)
+        ]
+        return Ensemble(scorers) if self._others else scorers[0]
 
     @torch.inference_mode()
     def generate(
@@ -103,13 +114,13 @@ class BeamSearch:
         self, constraints: Constraints, batch: list[Ids], limits: Limits
     ) -> Iterator[tuple[int, list[Hypothesis]]]:
         """Yield each sentence of a batch as it leaves it: its number in the input and its hypotheses."""
-        decoder, head = self._decoder, self._head
-        state = decoder.start(*padded(batch, constraints.special.pad, decoder.device))
+        scorer = self._scorer
+        state = scorer.start(*padded(batch, constraints.special.pad, scorer.device))
         hypotheses = self._hypotheses(batch, limits, constraints.special.eos)
         for position in range(hypotheses.tokens.shape[2] - 1):
-            decoder.step(state, hypotheses.tokens[:, :, position])
+            scorer.feed(state, hypotheses.tokens[:, :, position])
         while len(hypotheses.done):
-            logits = head(decoder.step(state, hypotheses.tokens[:, :, -1]))
+            logits = scorer.step(state, hypotheses.tokens[:, :, -1])
             forced = constraints.apply(logits, hypotheses)
             state.reorder(hypotheses.choose(logits, forced))
             done = hypotheses.done
@@ -141,8 +152,11 @@ class BeamSearch:
         return [(special.start, *(() if ids is None else map(int, ids))) for ids in prefixes]
 
     def _check_lengths(self, sources: Sequence[Ids], prompts: Sequence[tuple[int, ...]]) -> None:
-        longest, positions = self.layout.source_positions, self._decoder.weights.max_positions
+        longest, positions = self.layout.source_positions, self._scorer.max_positions
+        kept = None if self._kept is None else frozenset(self._kept)
         for number, (source, prompt) in enumerate(zip(sources, prompts, strict=True), start=1):
+            if kept is not None and not kept.issuperset(prompt[1:]):
+                raise DataError(f"prefix {number} has tokens that --target-vocabulary lacks; add its words to the file")
             if len(source) == 0:
                 raise DataError(f"source {number} has no tokens; give it at least its end-of-sentence token")
             if longest is not None and len(source) > longest:
@@ -161,10 +175,10 @@ class BeamSearch:
         prompts: list[tuple[int, ...]],
         context: list[int],
     ) -> Limits:
-        config, decoder, device = self.config, self._decoder, self._decoder.device
+        config, device, positions = self.config, self._scorer.device, self._scorer.max_positions
         longest = []
         # The last token is never fed, so P positions give P + 1 tokens. A prompt gets at least one token more.
-        room = sys.maxsize if decoder.weights.max_positions is None else decoder.weights.max_positions + 1
+        room = sys.maxsize if positions is None else positions + 1
         for source, prompt, before in zip(sources, prompts, context, strict=True):
             wanted = 2 + int(config.max_len_a * len(source) + config.max_len_b) + before
             longest.append(max(min(wanted, room), len(prompt) + 1))

@@ -54,8 +54,14 @@ class SearchConfig:
     )
     quantization: str = option(
         "none",
-        help="int8: multiply in 8-bit integers on a CPU, much faster with a large vocabulary and nearly the same output",
+        help="int8: multiply in 8-bit integers on a CPU: much faster with a large vocabulary, nearly the same output",
         choices=("none", "int8"),
+    )
+    target_vocabulary: str | None = option(
+        None,
+        metavar="FILE",
+        help="write only tokens that this text in the target language has: faster with a large vocabulary, but not "
+        "exact: other tokens have probability 0",
     )
 
     @property
@@ -73,16 +79,17 @@ class SearchConfig:
         else:
             self._check_beams()
 
-    def check_vocabulary(self, size: int) -> None:
+    def check_vocabulary(self, size: int, name: str = "the vocabulary") -> None:
         """Raise `ConfigError` for a beam, or a choice of tokens, that is larger than a vocabulary of ``size``."""
         for flag, value in (("--beam", self.beam), ("--sampling-topk", self.sampling_topk)):
             if value > size:
-                raise ConfigError(f"{flag} {value} is more than the {size} tokens of the vocabulary; lower it")
+                raise ConfigError(f"{flag} {value} is more than the {size} tokens of {name}; lower it")
 
     def _check_ctranslate2(self) -> None:
         for flag, given in (
             ("--diverse-beam-groups", self.groups > 1),
             ("--early-stopping never", self.early_stopping == "never"),
+            ("--target-vocabulary", self.target_vocabulary is not None),
         ):
             if given:
                 raise ConfigError(f"--backend ctranslate2 has no {flag}; leave it out, or use --backend cktk")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cktk.generation.linear import Int8Product, quantised
-from cktk.generation.logits import NEVER, Logits, exponential_sums, tile_groups
+from cktk.generation.logits import NEVER, Logits, Shortlist, exponential_sums, tile_groups
 from cktk.generation.weights import DecoderWeights
 
 #: Columns of a tile. A tile of weights stays in the second cache of a core: half again as fast as all columns at once.
@@ -89,21 +89,29 @@ class Int8Tiles:
 class OutputHead:
     """Scores all tokens of all beams. One buffer for the logits is reused from step to step.
 
-    There are at least ``candidates`` columns, so that a top-k of so many is always full.
+    There are at least ``candidates`` columns, so that a top-k of so many is always full. With ``kept`` (n, rising ids)
+    there are columns for these tokens alone.
     """
 
-    def __init__(self, weights: DecoderWeights, candidates: int, *, int8: bool = False) -> None:
-        self.vocab_size = weights.vocab_size
-        columns = max(self.vocab_size, candidates)
+    def __init__(
+        self, weights: DecoderWeights, candidates: int, *, int8: bool = False, kept: Tensor | None = None
+    ) -> None:
+        weight, bias = weights.head, weights.bias
+        self._shortlist = None
+        if kept is not None:
+            self._shortlist = Shortlist(kept, len(weight))
+            weight, bias = weight[kept], None if bias is None else bias[kept]
+        self._columns = len(weight)
+        columns = max(self._columns, candidates)
         self._width = min(TILE, columns)
         self._count = -(-columns // self._width)
-        spare = self._count * self._width - self.vocab_size
-        padded = F.pad(weights.head, (0, 0, 0, spare)).view(self._count, self._width, -1)
+        spare = self._count * self._width - self._columns
+        padded = F.pad(weight, (0, 0, 0, spare)).view(self._count, self._width, -1)
         self._tiles: Tiles = Int8Tiles(padded) if int8 else DenseTiles(padded)
         self._used_of_last = self._width - spare
         self._bias = None
-        if weights.bias is not None:
-            self._bias = F.pad(weights.bias, (0, spare)).view(self._count, 1, self._width)
+        if bias is not None:
+            self._bias = F.pad(bias, (0, spare)).view(self._count, 1, self._width)
         self._buffer = torch.empty(0, device=weights.head.device)
 
     def __call__(self, states: Tensor) -> Logits:
@@ -121,7 +129,7 @@ class OutputHead:
             torch.amax(out, dim=2, out=maxima[group])
             sums[group] = exponential_sums(out, maxima[group])
         normaliser = sums.log_().add_(maxima).logsumexp(dim=0)
-        return Logits(tiles, maxima, normaliser, self.vocab_size)
+        return Logits(tiles, maxima, normaliser, self._columns, self._shortlist)
 
     def _room(self, rows: int) -> Tensor:
         size = self._count * rows * self._width

@@ -14,17 +14,38 @@ NEVER = float("-inf")
 CACHED_BYTES = 1 << 20
 
 
+class Shortlist:
+    """Tokens ``kept`` (n, rising ids) of a vocabulary of ``size``: one column each, in their order."""
+
+    def __init__(self, kept: Tensor, size: int) -> None:
+        self._tokens = kept
+        self._columns = torch.full((size,), -1, device=kept.device)
+        self._columns[kept] = torch.arange(len(kept), device=kept.device)
+
+    def columns(self, tokens: Tensor) -> Tensor:
+        """Columns of ``tokens``, -1 where there is none."""
+        return self._columns[tokens]
+
+    def tokens(self, columns: Tensor) -> Tensor:
+        """Tokens of ``columns``."""
+        return self._tokens[columns]
+
+
 class Logits:
     """Logits ``tiles`` (T, R, columns of a tile) with the largest of each tile, and the normaliser before any change.
 
     ``maxima`` (T, R) follow what is changed; ``normaliser`` (R), the log of the sum of the exponentials, does not.
+    Columns are tokens, or those of a ``shortlist``; tokens without a column have logit -inf, whatever is done to them.
     """
 
-    def __init__(self, tiles: Tensor, maxima: Tensor, normaliser: Tensor, vocab_size: int) -> None:
+    def __init__(
+        self, tiles: Tensor, maxima: Tensor, normaliser: Tensor, columns: int, shortlist: Shortlist | None = None
+    ) -> None:
         self.tiles = tiles
         self.maxima = maxima
         self.normaliser = normaliser
-        self.vocab_size = vocab_size
+        self.columns = columns
+        self._shortlist = shortlist
         self.width = tiles.shape[2]
 
     def __len__(self) -> int:
@@ -37,11 +58,14 @@ class Logits:
 
     def rows(self, numbers: Tensor) -> Logits:
         """A copy of some rows, in any order."""
-        return Logits(self.tiles[:, numbers], self.maxima[:, numbers], self.normaliser[numbers], self.vocab_size)
+        tiles, maxima = self.tiles[:, numbers], self.maxima[:, numbers]
+        return Logits(tiles, maxima, self.normaliser[numbers], self.columns, self._shortlist)
 
     def at(self, tokens: Tensor) -> Tensor:
         """Logits (R, n) of ``tokens`` (R, n)."""
-        return self.tiles[tokens // self.width, self._rows_of(tokens), tokens % self.width]
+        columns = self._columns_of(tokens)
+        found = self.tiles[columns // self.width, self._rows_of(tokens), columns % self.width]
+        return found if self._shortlist is None else found.masked_fill(columns < 0, NEVER)
 
     def put(self, tokens: Tensor, values: Tensor) -> None:
         """Change the logits of ``tokens`` (R, n) to ``values`` (R, n); a token that occurs twice has equal values."""
@@ -72,15 +96,28 @@ class Logits:
         values = self.tiles[tile, first + beam] + offsets.gather(1, beam)[:, :, None]
         scores, place = values.flatten(1).topk(count, dim=1)
         place, column = place // self.width, place % self.width
-        tokens = tile.gather(1, place) * self.width + column
-        return scores, beam.gather(1, place), tokens.clamp_(max=self.vocab_size - 1)
+        columns = tile.gather(1, place) * self.width + column
+        return scores, beam.gather(1, place), self.tokens(columns)
+
+    def tokens(self, columns: Tensor) -> Tensor:
+        """The tokens of ``columns``, that of the last one where there are fewer."""
+        columns = columns.clamp(max=self.columns - 1)
+        return columns if self._shortlist is None else self._shortlist.tokens(columns)
+
+    def _columns_of(self, tokens: Tensor) -> Tensor:
+        return tokens if self._shortlist is None else self._shortlist.columns(tokens)
 
     def _rows_of(self, tokens: Tensor) -> Tensor:
         return torch.arange(len(self), device=self.device)[:, None].expand_as(tokens)
 
     def _set(self, rows: Tensor, tokens: Tensor, values: Tensor | float) -> None:
-        tile = tokens // self.width
-        self.tiles[tile, rows, tokens % self.width] = values
+        columns = self._columns_of(tokens)
+        if self._shortlist is not None:
+            known = columns >= 0
+            rows, columns = rows[known], columns[known]
+            values = values[known] if isinstance(values, Tensor) else values
+        tile = columns // self.width
+        self.tiles[tile, rows, columns % self.width] = values
         self.maxima[tile, rows] = self.tiles[tile, rows].amax(dim=-1)
 
 

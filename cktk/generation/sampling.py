@@ -108,10 +108,10 @@ def _candidates(logits: Logits, config: SearchConfig) -> tuple[Tensor, Tensor]:
     largest, sums = _sums_of_tiles(logits, config.temperature)
     total, count = sums.sum(dim=1, keepdim=True), FIRST_CANDIDATES
     while True:
-        count = min(count, logits.vocab_size)
+        count = min(count, logits.columns)
         values, tokens = _best(logits, count)
         weights = (values / config.temperature - largest).exp_() / total
-        if count == logits.vocab_size or bool((weights.sum(dim=1) >= mass).all()):
+        if count == logits.columns or bool((weights.sum(dim=1) >= mass).all()):
             return _nucleus(weights, mass), tokens
         count *= 2
 
@@ -147,7 +147,7 @@ def _draw_from_all(logits: Logits, at: Tensor, temperature: float) -> Tensor:
     rows = torch.arange(len(logits), device=logits.device)[:, None]
     inside = (logits.tiles[tile, rows] / temperature - largest[:, :, None]).exp_()
     column = _inverse(inside.flatten(0, 1), rest.flatten()[:, None]).view_as(tile)
-    return (tile * logits.width + column).clamp_(max=logits.vocab_size - 1)
+    return logits.tokens(tile * logits.width + column)
 
 
 def _sums_of_tiles(logits: Logits, temperature: float) -> tuple[Tensor, Tensor]:

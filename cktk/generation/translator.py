@@ -7,11 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from cktk.data.context_config import InputConfig
 from cktk.data.framing import Context, Frame, check_room
 from cktk.data.prompts import names_languages, prompt_ids
+from cktk.data.sources.text import read_lines
 from cktk.data.tokenization.encoder import PythonEncoder, knows_languages
 from cktk.data.tokenization.tokenizers import probe_templates
 from cktk.errors import ConfigError, DataError
@@ -108,22 +110,37 @@ class Translator:
         batch_size: int | None = None,
         inputs: InputConfig | None = None,
         engine: Engine | None = None,
+        others: Sequence[tuple[Any, DecoderLayout]] = (),
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.counts = Counts()
         search = search or SearchConfig()
         search.check_vocabulary(int(model.config.vocab_size))
-        self._search: Engine = engine or BeamSearch(model, search, layout)
+        kept = None if search.target_vocabulary is None else self._tokens_of(search.target_vocabulary)
+        if kept is not None:
+            search.check_vocabulary(len(kept), f"--target-vocabulary {search.target_vocabulary}")
+        self._search: Engine = engine or BeamSearch(model, search, layout, others=others, kept=kept)
         self._languages = (source_lang, target_lang)
         own = model.generation_config.decoder_start_token_id
         self.decoder_start = own if decoder_start is not None and own is not None else decoder_start
-        self.positions = sys.maxsize if layout.source_positions is None else layout.source_positions
+        limits = [found.source_positions for found in (layout, *(other for _, other in others))]
+        self.positions = min((limit for limit in limits if limit is not None), default=sys.maxsize)
         self.max_source_positions = min(max_source_positions or self.positions, self.positions)
         self._max_tokens, self._batch_size = max_tokens, batch_size
         self._inputs = inputs or InputConfig()
         #: What stands for a line break inside of an output.
         self.line_break = " "
+
+    def _tokens_of(self, file: str) -> list[int]:
+        """The tokens of the texts in ``file``, and all special ones."""
+        lines = [line for line in read_lines(Path(file)) if line.strip()]
+        if not lines:
+            raise DataError(f"--target-vocabulary {file}: holds no words; give text of the target language")
+        found = set(self.tokenizer.all_special_ids)
+        for start in range(0, len(lines), 4096):
+            found.update(*self.tokenizer(lines[start : start + 4096], add_special_tokens=False)["input_ids"])
+        return sorted(token for token in found if token < self.model.config.vocab_size)
 
     def with_engine(self, engine: Engine) -> Translator:
         """The same translator with another ``engine``, and nothing counted yet."""

@@ -285,13 +285,13 @@ def test_caches_stay_small_and_every_slot_in_use_stays() -> None:
     """Slots are given free on the way: fewer than one for each token of each beam, and the same output."""
     beam = beam_search(tiny_model("bart", 2, eos_bias=-50.0), SearchConfig(beam=4, max_len_b=60, min_len=60))
     state: list[DecoderState] = []
-    started = beam._decoder.start
+    started = beam._scorer.start
 
     def start(*arguments: Any) -> DecoderState:
         state.append(started(*arguments))
         return state[-1]
 
-    beam._decoder.start = start  # type: ignore[method-assign]
+    beam._scorer.start = start  # type: ignore[method-assign]
     beam.generate(random_sources(2)[:3])
     assert state[0].position == 61
     assert state[0].ancestry.shape[2] < 61 * 4

@@ -22,8 +22,8 @@ def in_a_row(found: module.Logits) -> Tensor:
     """The logits (R, V) of all tiles, which must be -inf beyond the vocabulary; maxima must be theirs."""
     assert torch.equal(found.maxima, found.tiles.amax(dim=2))
     flat = found.tiles.transpose(0, 1).flatten(1)
-    assert bool((flat[:, found.vocab_size :] == NEVER).all())
-    return flat[:, : found.vocab_size]
+    assert bool((flat[:, found.columns :] == NEVER).all())
+    return flat[:, : found.columns]
 
 
 @settings(deadline=None, max_examples=60)
