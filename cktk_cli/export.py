@@ -45,7 +45,7 @@ def export(settings: Settings) -> None:
     lines = sample_lines(check, student)
     ours = [found[0] for found in student.translate_nbest(lines)]
     with atomic_folder(output) as folder:
-        _write(config, student, folder)
+        _write(config, student.model, folder)
         theirs = [found[0] for found in _exported(folder, config, check, student).translate_nbest(lines)]
         found = compare(ours, theirs)
         found.check(check.min_agreement, quantised="int8" in (config.format, config.quantization))
@@ -76,19 +76,20 @@ def _student(path: str | Path, config: ExportConfig, check: CheckConfig, **optio
     )
 
 
-def _write(config: ExportConfig, student: Any, folder: Path) -> None:
+def _write(config: ExportConfig, model: Any, folder: Path) -> None:
+    from cktk.architectures.loading import load_tokenizer, write_int8_student
+
+    tokenizer = load_tokenizer(config.path)  # the student's own has the languages of the sample
     if config.format == "ctranslate2":
         from cktk.export.ctranslate2_format import write_ctranslate2
 
-        write_ctranslate2(student.model, student.tokenizer, folder, config.quantization or "float32")
+        write_ctranslate2(model, tokenizer, folder, config.quantization or "float32")
     elif config.format == "onnx":
         from cktk.export.onnx_format import write_onnx
 
-        write_onnx(student.model, student.tokenizer, folder)
+        write_onnx(model, tokenizer, folder)
     else:
-        from cktk.architectures.loading import write_int8_student
-
-        write_int8_student(student.model, student.tokenizer, folder)
+        write_int8_student(model, tokenizer, folder)
 
 
 def _exported(folder: Path, config: ExportConfig, check: CheckConfig, student: Any) -> Any:

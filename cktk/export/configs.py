@@ -30,6 +30,10 @@ class ExportConfig:
     )
     allow_bin_weights: bool = option(False, help="load pickled .bin weights, with torch's restricted unpickler")
 
+    def __post_init__(self) -> None:
+        if self.quantization is not None and self.format != "ctranslate2":
+            raise ConfigError("--quantization belongs to --format ctranslate2; leave it out")
+
 
 @dataclass(frozen=True)
 class CheckConfig:

@@ -17,6 +17,7 @@ import numpy as np
 
 from cktk.architectures.families.family import family_of
 from cktk.architectures.loading import make_readable
+from cktk.data.tokenization.tokenizers import language_codes, probe_templates
 from cktk.errors import CheckpointError, ConfigError
 from cktk.export.optional import load
 from cktk.generation.special_tokens import SpecialTokens
@@ -125,9 +126,16 @@ def _set_config(config: Any, model: Any, tokenizer: Any, tokens: list[str]) -> N
     config.eos_token = tokens[special.eos]
     config.bos_token = tokenizer.bos_token or config.eos_token
     config.unk_token = tokenizer.unk_token if tokenizer.unk_token in tokens else config.eos_token
-    # Where the first token is the language of the target, whoever translates has to give it.
-    of_language = fixed is None and special.start != special.eos
-    config.decoder_start_token = None if of_language else tokens[special.start]
+    start = special.start if fixed is not None else _start_of_all(tokenizer, special.eos)
+    config.decoder_start_token = None if start is None else tokens[start]
+
+
+def _start_of_all(tokenizer: Any, eos: int) -> int | None:
+    """mBART's first token: ``eos``, or None where it is the language, which whoever translates has to give."""
+    tokenizer = copy.deepcopy(tokenizer)  # probing sets its languages
+    language = next(iter(language_codes(tokenizer)), "")
+    start = probe_templates(tokenizer, [language])["target"][language].decoding_start(None).token
+    return eos if start in (eos, None) else None
 
 
 def open_model(folder: Path | str, device: str = "cpu", threads: int = 0) -> Any:

@@ -224,6 +224,7 @@ def test_the_probe_sees_what_is_loaded() -> None:
         "average_checkpoints",
         "trim_vocab",
         "plan",
+        "export",
         "report",
     ],
 )
