@@ -34,23 +34,24 @@ class Constraints:
             penalise_repeats(logits, history, config.repetition_penalty, of_log_probs=self._of_log_probs)
         if config.no_repeat_ngram_size:
             forbid_repeats(logits, tokens.flatten(0, 1), config.no_repeat_ngram_size)
-        if config.min_len:
+        if length - limits.most_context <= config.min_len:
             short = torch.repeat_interleave(length - limits.context <= config.min_len, tokens.shape[1])
             rows = short.nonzero().flatten()
             logits.forbid(rows, torch.full_like(rows, special.eos))
         for never in special.never:
             rows = torch.arange(len(logits), device=tokens.device)
             logits.forbid(rows, torch.full_like(rows, never))
-        forced = torch.full_like(limits.index, -1)
-        if length < limits.prompt.shape[1]:
-            forced = limits.prompt[:, length]
-        if length == 1 and special.forced_first is not None:
-            forced = torch.where(limits.prompt_length == 1, special.forced_first, forced)
-        if special.forced_last is not None:
-            forced = torch.where(limits.max_length == length + 1, special.forced_last, forced)
-        token = torch.repeat_interleave(forced, tokens.shape[1])
-        rows = (token >= 0).nonzero().flatten()
-        if len(rows):
+        in_prompt = length < limits.prompt.shape[1]
+        first = special.forced_first if length == 1 else None
+        last = special.forced_last if length + 1 >= limits.least_max_length else None
+        forced = limits.prompt[:, length] if in_prompt else torch.full_like(limits.index, -1)
+        if first is not None:
+            forced = torch.where(limits.prompt_length == 1, first, forced)
+        if last is not None:
+            forced = torch.where(limits.max_length == length + 1, last, forced)
+        if in_prompt or first is not None or last is not None:
+            token = torch.repeat_interleave(forced, tokens.shape[1])
+            rows = (token >= 0).nonzero().flatten()
             logits.force(rows, token[rows])
         return forced
 

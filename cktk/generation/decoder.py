@@ -32,26 +32,29 @@ FIRST_STEPS = 16
 class DecoderState:
     """Caches of one batch of sentences while it is being decoded.
 
-    ``ancestry`` (B, W, n) is added to the scores of self-attention: 0 for the slots that a beam descends from, else
+    ``cross`` and ``own`` hold the keys and values of each layer (2, B, H, S or slots, width of a head), those of the
+    source and those of what is written. ``ancestry`` (B, W, n) is added to the scores of self-attention: 0 for the slots that a beam descends from, else
     -inf. ``slot_positions`` (B, n) says which step each slot is of.
     """
 
-    def __init__(self, cross: list[tuple[Tensor, Tensor]], source_mask: Tensor | None) -> None:
+    def __init__(self, cross: list[Tensor], source_mask: Tensor | None) -> None:
         self.cross = cross
         self.source_mask = source_mask
-        batch, heads, _, width = cross[0][0].shape
-        like = cross[0][0]
-        self.keys = [like.new_empty(batch, heads, 0, width) for _ in cross]
-        self.values = [like.new_empty(batch, heads, 0, width) for _ in cross]
-        self.ancestry = like.new_zeros(batch, 1, 0)
-        self.slot_positions = torch.empty(batch, 0, dtype=torch.long, device=like.device)
+        self.own = [source[:, :, :, :0] for source in cross]
+        batch = cross[0].shape[1]
+        self.ancestry = cross[0].new_zeros(batch, 1, 0)
+        self.slot_positions = torch.empty(batch, 0, dtype=torch.long, device=cross[0].device)
         self.position = 0
+
+    @property
+    def capacity(self) -> int:
+        """Slots that there is room for."""
+        return self.own[0].shape[3]
 
     @property
     def cache_bytes(self) -> int:
         """Memory of all caches."""
-        tensors = [tensor for pair in self.cross for tensor in pair] + self.keys + self.values
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(cache.nbytes for cache in (*self.cross, *self.own))
 
     def reorder(self, parents: Tensor) -> None:
         """Continue with new beams: ``parents`` (B, W') holds the beam that each comes from."""
@@ -60,17 +63,16 @@ class DecoderState:
     def keep(self, sentences: Tensor) -> None:
         """Drop all sentences but those at the indices ``sentences``."""
         used = self.ancestry.shape[2]
-        self.cross = [(key[sentences], value[sentences]) for key, value in self.cross]
+        self.cross = [cache[:, sentences] for cache in self.cross]
         if self.source_mask is not None:
             self.source_mask = self.source_mask[sentences]
         self.ancestry = self.ancestry[sentences]
         self.slot_positions = self.slot_positions[sentences]
-        capacity = self.keys[0].shape[2]
-        self._move(lambda old: old[sentences, :, :used], capacity)
+        self._move(lambda old: old[:, sentences, :, :used], self.capacity)
 
     def open_slots(self, beams: int) -> slice:
         """Make room for one step of ``beams`` beams and return its slots; each beam sees its own new slot."""
-        if self.ancestry.shape[2] + beams > self.keys[0].shape[2]:
+        if self.ancestry.shape[2] + beams > self.capacity:
             self._make_room(beams)
         used = self.ancestry.shape[2]
         own = self.ancestry.new_full((beams, beams), float("-inf")).fill_diagonal_(0.0)
@@ -86,22 +88,21 @@ class DecoderState:
         seen = (self.ancestry == 0).any(dim=1)
         used = int(seen.sum(dim=1).max()) if seen.shape[1] else 0
         slots = seen.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :used]
-        capacity = self.keys[0].shape[2]
+        capacity = max(self.capacity, FIRST_STEPS * beams)
         if used > capacity // 2:
-            capacity = max(capacity * 3 // 2, FIRST_STEPS * beams, used + beams)
+            capacity = max(capacity * 3 // 2, used + beams)
         self.ancestry = self.ancestry.gather(2, slots[:, None].expand(-1, self.ancestry.shape[1], -1))
         self.slot_positions = self.slot_positions.gather(1, slots)
         sentence = torch.arange(len(slots), device=slots.device)[:, None, None]
-        head = torch.arange(self.keys[0].shape[1], device=slots.device)[:, None]
-        self._move(lambda old: old[sentence, head, slots[:, None]], max(capacity, FIRST_STEPS * beams))
+        head = torch.arange(self.own[0].shape[2], device=slots.device)[:, None]
+        self._move(lambda old: old[:, sentence, head, slots[:, None]], capacity)
 
     def _move(self, select: Callable[[Tensor], Tensor], capacity: int) -> None:
         """Replace each cache by the slots of it that ``select`` returns, in room for ``capacity`` slots."""
-        for caches in (self.keys, self.values):
-            for layer, old in enumerate(caches):
-                kept = select(old)
-                caches[layer] = old.new_empty(*kept.shape[:2], capacity, kept.shape[3])
-                caches[layer][:, :, : kept.shape[2]] = kept
+        for layer, old in enumerate(self.own):
+            kept = select(old)
+            self.own[layer] = old.new_empty(*kept.shape[:3], capacity, kept.shape[4])
+            self.own[layer][:, :, :, : kept.shape[3]] = kept
 
 
 class IncrementalDecoder:
@@ -172,26 +173,21 @@ class IncrementalDecoder:
         self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState, slots: slice, mask: Tensor | None
     ) -> Tensor:
         beams = slots.stop - slots.start
-        query, key, value = layer.self_qkv(x).view(-1, beams, 3, *self._heads).permute(2, 0, 3, 1, 4)
-        keys, values = state.keys[index], state.values[index]
-        keys[:, :, slots] = key
-        values[:, :, slots] = value
-        return layer.self_out(attend(query, keys[:, :, : slots.stop], values[:, :, : slots.stop], mask))
+        mixed = layer.self_qkv(x).view(-1, beams, 3, *self._heads).permute(2, 0, 3, 1, 4)
+        cache = state.own[index]
+        cache[:, :, :, slots] = mixed[1:]
+        keys, values = cache[:, :, :, : slots.stop]
+        return layer.self_out(attend(mixed[0], keys, values, mask))
 
     def _cross_attention(self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState) -> Tensor:
         keys, values = state.cross[index]
         query = layer.cross_q(x).view(keys.shape[0], -1, keys.shape[1], keys.shape[3]).transpose(1, 2)
         return layer.cross_out(attend(query, keys, values, state.source_mask))
 
-    def _source_keys_values(self, layer: LayerWeights, states: Tensor) -> tuple[Tensor, Tensor]:
+    def _source_keys_values(self, layer: LayerWeights, states: Tensor) -> Tensor:
         batch, length, _ = states.shape
-        both = (
-            layer.cross_kv(states.flatten(0, 1))
-            .view(batch, length, 2, *self._heads)
-            .permute(2, 0, 3, 1, 4)
-            .contiguous()
-        )
-        return both[0], both[1]
+        both = layer.cross_kv(states.flatten(0, 1)).view(batch, length, 2, *self._heads)
+        return both.permute(2, 0, 3, 1, 4).contiguous()
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:

@@ -27,6 +27,9 @@ class Limits:
         self.prompt_length = (prompt >= 0).sum(dim=1)
         self.max_length = max_length
         self.context = context
+        #: Bounds as plain numbers: most steps are beyond or before all of them, and need not look at any sentence.
+        self.least_max_length = int(max_length.min()) if len(max_length) else 0
+        self.most_context = int(context.max()) if len(context) else 0
 
     def keep(self, sentences: Tensor) -> Limits:
         """The facts of some of the sentences."""
