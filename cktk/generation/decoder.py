@@ -33,8 +33,8 @@ class DecoderState:
     """Caches of one batch of sentences while it is being decoded.
 
     ``cross`` and ``own`` hold the keys and values of each layer (2, B, H, S or slots, width of a head), those of the
-    source and those of what is written. ``ancestry`` (B, W, n) is added to the scores of self-attention: 0 for the slots that a beam descends from, else
-    -inf. ``slot_positions`` (B, n) says which step each slot is of.
+    source and those of what is written. ``ancestry`` (B, W, n) is added to the scores of self-attention: 0 for the
+    slots that a beam descends from, else -inf. ``slot_positions`` (B, n) says which step each slot is of.
     """
 
     def __init__(self, cross: list[Tensor], source_mask: Tensor | None) -> None:
