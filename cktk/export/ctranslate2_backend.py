@@ -37,7 +37,8 @@ def open_ctranslate2(
         return Opened(model, _engine(Path(folder), model, search, device))
     model = load_model(path, allow_bin_weights=allow_bin_weights)
     with tempfile.TemporaryDirectory(prefix="cktk-ctranslate2-") as written:
-        write_ctranslate2(model, load_tokenizer(path), Path(written))
+        kind = "int8" if search.quantization == "int8" else "float32"
+        write_ctranslate2(model, load_tokenizer(path), Path(written), kind)
         return Opened(model, _engine(Path(written), model, search, device))
 
 
