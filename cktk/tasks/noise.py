@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -162,12 +162,16 @@ class Masking(_NeverLonger):
         return source, target
 
 
-def make_noise(config: PretrainingConfig, tokenizer: Any, vocab_size: int) -> Noise:
-    """What the objective does to a text; raises `ConfigError` where the tokenizer has no tokens for it."""
+def make_noise(config: PretrainingConfig, open_tokenizer: Callable[[], Any], vocab_size: int) -> Noise:
+    """What the objective does to a text; raises `ConfigError` where the tokenizer has no tokens for it.
+
+    The tokenizer is not opened where nothing has to be known of it.
+    """
     objective, ratio = config.objective, config.mask_ratio
     mean_span = config.mean_span or _USUAL_SPAN
     if objective in ("reconstruct", "unmasked"):
         return Reconstruct()
+    tokenizer = open_tokenizer()
     mask: int | None = tokenizer.mask_token_id
     if objective == "masked":
         if mask is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -100,10 +100,9 @@ class PretrainingTask:
         self.data = data
         self._config, self._pad, self._decoder_start = config, pad, decoder_start
         self._encoder_only = config.objective in ENCODER_OBJECTIVES
-        self._tokenizer: Any = open_tokenizer(data.tokenizer_path)
         self._streams = _specs(config.stream)
         self._separator = data.eos if config.sample_break_mode == "none" else None
-        self._noise = make_noise(config, self._tokenizer, data.vocab_size)
+        self._noise = make_noise(config, lambda: self._tokenizer, data.vocab_size)
         self._tokens = _tokens(config, max_positions)
         self._framed = {name: self._frame(name) for name in dict.fromkeys([*data, *self._streams])}
         templates = [template for framed in self._framed.values() for template in (framed.source, framed.target)]
@@ -113,6 +112,11 @@ class PretrainingTask:
             raise ConfigError(
                 f"--tokens-per-sample {self._tokens} leaves no room for text beside {special} special tokens; raise it"
             )
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        # A large one takes seconds to open.
+        return open_tokenizer(self.data.tokenizer_path)
 
     @staticmethod
     def check_models(config: PretrainingConfig, sides: Collection[Side], scores_labels: bool) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
-from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from cktk.data.batching import Int64s
-from cktk.data.mixtures.background import Background
+from cktk.data.mixtures.background import Background, Job
 from cktk.data.mixtures.mixture import Place
 from cktk.data.sources.stream_sources import StreamSource, StreamSpec
 from cktk.data.texts import Ids, cut_samples
@@ -127,17 +126,16 @@ class SampleStream:
         self.stream.go_to(mark["position"])
         self._position, self._before = mark["position"], mark["before"]
         self._chunk, self._next = [], 0
-        self.read(mark["samples"])
+        if mark["samples"]:
+            self._read_chunk()
+            self._next = mark["samples"]
 
-    def read(self, number: int, ended: Callable[[], bool] = lambda: False) -> list[Ids]:
-        """The next ``number`` samples; those found so far if ``ended`` says between two chunks that nobody waits."""
-        found: list[Ids] = []
-        while (missing := number - len(found)) and not ended():
-            if self._next == len(self._chunk):
-                self._read_chunk()
-            part = self._chunk[self._next : self._next + missing]
-            found += part
-            self._next += len(part)
+    def some(self, most: int) -> list[Ids]:
+        """The next samples, as many as the chunk that is being read, or else the next one, has of the ``most``."""
+        if self._next == len(self._chunk):
+            self._read_chunk()
+        found = self._chunk[self._next : self._next + most]
+        self._next += len(found)
         return found
 
     def _read_chunk(self) -> None:
@@ -179,8 +177,7 @@ class StreamCorpus:
         self._drop()
         mark = None if self._at == start else self._mark(start)
         self._at = None  # until it is known that all went well
-        job = partial(_read, self._samples, mark, stop - start, self._background.ended.is_set)
-        self._ahead = start, stop, self._background.start(job)
+        self._ahead = start, stop, self._background.start(_read(self._samples, mark, stop - start))
 
     def take(self, start: int, stop: int) -> tuple[Int64s, Int64s]:
         """See `Corpus.take`; a number is that of the sample, counted on from pass to pass."""
@@ -226,10 +223,20 @@ class StreamCorpus:
                 wait([future])
 
 
-def _read(samples: SampleStream, mark: Mapping[str, Any] | None, number: int, ended: Callable[[], bool]) -> list[Ids]:
+def _read(samples: SampleStream, mark: Mapping[str, Any] | None, number: int) -> Job[list[Ids]]:
+    """The next ``number`` samples, or those at ``mark``."""
     if mark is not None:
         samples.go_to(mark)
-    return samples.read(number, ended)
+    found: list[Ids] = []
+    while len(found) < number:
+        found += samples.some(number - len(found))
+        yield
+    return found
+
+
+def _open(stream: TextStream) -> Job[None]:
+    stream.open()
+    yield
 
 
 def open_streams(
@@ -239,6 +246,6 @@ def open_streams(
     if not streams:
         return []
     background = Background(min(len(streams), _THREADS))
-    for opened in [background.start(stream.open) for stream in streams]:
+    for opened in [background.start(_open(stream)) for stream in streams]:
         opened.result()
     return [make(stream, background) for stream in streams]

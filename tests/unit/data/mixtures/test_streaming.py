@@ -253,18 +253,16 @@ def test_what_is_wrong_with_a_source_is_told_when_it_is_reached_and_can_be_tried
 
 
 def test_reading_ends_with_the_run_even_in_the_middle_of_a_window(sources):
-    background, reading = Background(2), threading.Event()
-    threads = [thread for thread in threading.enumerate() if thread.name == "cktk-background"]
+    background, reading = Background(1), threading.Event()
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "cktk-background"][-1:]
     one = corpus(sources["text"], background=background)
     quickly = one._samples._encode
     one._samples._encode = lambda texts: (reading.set(), time.sleep(0.02), quickly(texts))[2]
     one.ahead(0, 10**9)
     assert reading.wait(30)
-    future = one._ahead[2]
     del one, background
     gc.collect()
-    assert 0 < len(future.result(timeout=30)) < 10**9
-    assert sum(not thread.is_alive() for thread in threads) >= 2
+    assert not thread.is_alive()
 
 
 def test_streams_are_opened_before_anything_is_taken_and_begin_with_their_first_text(sources, tmp_path):
