@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,14 @@ def student(
     max_tokens: int | None = None,
     batch_size: int | None = None,
     allow_bin_weights: bool = False,
+    precision: str = "float32",
     inputs: InputConfig | None = None,
     **options: Any,
 ) -> Translator:
     """A student ready to translate or summarise: ``student(path).translate(["Hello."])``.
 
     ``path`` is a student folder, a checkpoint folder, a run directory or a hub name; several with colons between write
-    together, by the mean of their probabilities. ``task`` says how a line break
+    together, by the mean of their probabilities. ``precision`` is float32, float16 or bfloat16. ``task`` says how a line break
     inside of an output is written: as a space, or with "summarization" as ``<n>``. ``options`` are the fields of
     `SearchConfig` (``beam``, ``lenpen``, ...) and, without ``inputs``, of `InputConfig`: ``source_prompt`` and the
     context of ``context_size`` sentences before each (texts are then the sentences of a document up to the next blank
@@ -89,6 +91,9 @@ def student(
         )
     where = resolve_device(device)
     model, engine = _opened(path, search, where, allow_bin_weights)
+    others = open_members(path, further, device=where, allow_bin_weights=allow_bin_weights)
+    if precision != "float32":
+        _convert([model, *(other for other, _ in others)], precision, search)
     if further and engine is not None:
         raise ConfigError("--backend ctranslate2 takes one model; give one --path, or use --backend cktk")
     found = Translator(
@@ -104,7 +109,7 @@ def student(
         batch_size=batch_size,
         inputs=inputs,
         engine=engine,
-        others=open_members(path, further, device=where, allow_bin_weights=allow_bin_weights),
+        others=others,
     )
     found.line_break = line_break
     return found
@@ -119,6 +124,16 @@ def _opened(
     if is_ctranslate2(model_folder(path)):
         raise CheckpointError(f"{path}: holds a model of CTranslate2; add --backend ctranslate2 (backend=...)")
     return load_model(path, allow_bin_weights=allow_bin_weights, device=device), None
+
+
+def _convert(models: Sequence[Any], precision: str, search: SearchConfig) -> None:
+    if precision not in ("float16", "bfloat16"):
+        raise ConfigError(f"precision {precision}: unknown; choose float32, float16 or bfloat16")
+    if search.quantization != "none" or search.backend != "cktk":
+        flag = "--quantization int8" if search.quantization != "none" else f"--backend {search.backend}"
+        raise ConfigError(f"--fp16 and --bf16 do not go with {flag}; leave one out")
+    for model in models:
+        model.to(getattr(torch, precision))
 
 
 def _writing_task(name: str) -> WritesTexts:
@@ -148,6 +163,7 @@ def open_translator(
         max_tokens=batches.max_tokens,
         batch_size=batches.batch_size,
         allow_bin_weights=model.allow_bin_weights,
+        precision=model.precision,
         inputs=inputs,
         **vars(search),
     )

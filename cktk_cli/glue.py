@@ -40,7 +40,8 @@ def predict(settings: Settings) -> None:
             "--reference": config.reference is not None,
             "--print-scores": config.print_scores,
             "--buffer-size": config.buffer_size != GenerateConfig.buffer_size,
-            **_languages(settings),
+            "--workers": config.workers > 1,
+            **_of_writers(settings),
         },
     )
     folder = Path(config.output)
@@ -65,7 +66,7 @@ def evaluate(settings: Settings) -> None:
     if config.hypothesis is not None or config.reference is not None:
         given = "--reference" if config.hypothesis is None else "--hypothesis"
         raise ConfigError(f"{given} has no meaning with --task glue, whose data folders hold the labels; leave it out")
-    refuse("--task glue", _languages(settings))
+    refuse("--task glue", _of_writers(settings))
     data = [path for path in (config.data_bin or "").split(",") if path]
     if not data or not config.path:
         raise ConfigError("give one data folder or several, DATA,.., and as many models a row with --path DIR,..")
@@ -130,10 +131,15 @@ def _open(settings: Settings, path: str, data: str) -> Any:
     )
 
 
-def _languages(settings: Settings) -> dict[str, bool]:
-    """Which flags of languages are given: sentences were tokenised in theirs."""
+def _of_writers(settings: Settings) -> dict[str, bool]:
+    """Which flags are given that only models that write texts heed."""
     model = settings.section(ModelConfig)
-    return {"--source-lang": model.source_lang is not None, "--target-lang": model.target_lang is not None}
+    return {
+        "--source-lang": model.source_lang is not None,
+        "--target-lang": model.target_lang is not None,
+        "--fp16": model.fp16,
+        "--bf16": model.bf16,
+    }
 
 
 def _answer(model: Any, told: set[str], split: str) -> Any:

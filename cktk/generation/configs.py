@@ -143,6 +143,17 @@ class ModelConfig:
     )
     device: str = option("auto", help="device such as cpu or cuda:0; auto takes a GPU if there is one")
     allow_bin_weights: bool = option(False, help="load pickled .bin weights, with torch's restricted unpickler")
+    fp16: bool = option(False, help="compute in float16, for GPUs")
+    bf16: bool = option(False, help="compute in bfloat16")
+
+    def __post_init__(self) -> None:
+        if self.fp16 and self.bf16:
+            raise ConfigError("--fp16 and --bf16 exclude each other; choose one")
+
+    @property
+    def precision(self) -> str:
+        """The type that the model computes in, by torch's name."""
+        return "float16" if self.fp16 else "bfloat16" if self.bf16 else "float32"
 
 
 @dataclass(frozen=True)
@@ -172,6 +183,26 @@ class GenerateConfig:
     )
     buffer_size: int = option(
         4096,
-        help="lines that are read, sorted by length and worked on together; with --dest-dir also kept together",
+        help="most lines that are read, sorted by length and worked on together: of a file as many, of a pipe those "
+        "that wait; with --dest-dir also kept together",
         minimum=1,
     )
+    interactive: bool = option(False, help="answer each line at once, with a prompt on a terminal (Ctrl-D ends)")
+    workers: int = option(
+        1, help="processes that share the work, each with the model in memory and (cores / N) threads", minimum=1
+    )
+
+    def __post_init__(self) -> None:
+        if not self.interactive:
+            return
+        for flag, given in (
+            (f"the data folder {self.data_bin}", self.data_bin is not None),
+            ("--input", self.input != "-"),
+            ("--output", self.output is not None),
+            ("--prefix", self.prefix is not None),
+            ("--scoring", self.scoring is not None),
+            ("--reference", self.reference is not None),
+            ("--workers", self.workers > 1),
+        ):
+            if given:
+                raise ConfigError(f"--interactive answers what is typed: leave {flag} out")

@@ -299,6 +299,16 @@ def test_caches_stay_small_and_every_slot_in_use_stays() -> None:
     assert bool((seen == 61).all())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_near(kind: str) -> None:
+    """All caches, masks and products keep the model's type; scores are summed up in fp32."""
+    model, sources = tiny(kind, 3), random_sources(3)
+    exact = search(model, sources, beam=3, nbest=3)
+    found = search(model.to(torch.bfloat16), sources, beam=3, nbest=3)
+    gaps = [abs(a[0].score - b[0].score) for a, b in zip(found, exact, strict=True)]
+    assert 0 < max(gaps) < 0.2
+
+
 def test_progress_counts_each_sentence() -> None:
     ticks: list[int] = []
     beam_search(tiny_model("bart", 2), SearchConfig(beam=2)).generate(random_sources(2), on_progress=ticks.append)

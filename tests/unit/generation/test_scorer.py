@@ -117,3 +117,15 @@ def test_errors(tmp_path: Path) -> None:
     empty.write_text("a\n")
     with pytest.raises(ConfigError, match="--beam 9 is more than the 5 tokens of --target-vocabulary"):
         student(first, device="cpu", beam=9, target_vocabulary=str(empty))
+
+
+def test_half_precision_from_python(tmp_path: Path) -> None:
+    path = save_student(tmp_path / "first", 4)
+    exact, half = (student(path, device="cpu", beam=2, precision=name) for name in ("float32", "bfloat16"))
+    assert half.model.dtype == torch.bfloat16
+    gap = half.translate_nbest(["a b"])[0][0].score - exact.translate_nbest(["a b"])[0][0].score
+    assert 0 < abs(gap) < 0.2
+    with pytest.raises(ConfigError, match="precision int4: unknown; choose float32, float16 or bfloat16"):
+        student(path, device="cpu", precision="int4")
+    with pytest.raises(ConfigError, match="--fp16 and --bf16 do not go with --quantization int8"):
+        student(path, device="cpu", precision="float16", quantization="int8")
