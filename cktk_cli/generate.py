@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cktk.config.command import Command, Settings
+from cktk.data.context_config import InputConfig
 from cktk.data.preprocessing.rewrite_config import NewTargetsConfig
 from cktk.errors import ConfigError
 from cktk.generation.configs import GenerateConfig, SearchConfig
 from cktk.plugins import load_plugins
 from cktk_cli import lines, streams
+from cktk_cli.interactive import converse
+from cktk_cli.live import LiveLines, live_lines
+from cktk_cli.outputs import Here, take_counts
 from cktk_cli.progress import SentenceBar
 from cktk_cli.run import run_command
 from cktk_cli.task import (
@@ -21,11 +24,12 @@ from cktk_cli.task import (
     TEXT_SECTIONS,
     check_scoring,
     open_split,
-    open_translator,
     score_texts,
     task_component,
     writes_texts,
 )
+from cktk_cli.timing import Timing, summary
+from cktk_cli.workers import Workers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,25 +61,38 @@ def generate(settings: Settings) -> None:
 def _write_lines(settings: Settings) -> None:
     config, search = settings.section(GenerateConfig), settings.section(SearchConfig)
     _check(settings, config)
-    split: Any = None
+    if config.interactive:
+        converse(settings)
+        return
+    scores, timing = config.print_scores or search.nbest > 1, Timing()
+    live: LiveLines | None = None
+    label, rows = "generating", lines.count(config.input)
     if config.data_bin:
-        split = open_split(settings, config.path, config.data_bin)
-        found, translator = _split_outputs(config, split), split.translator
+        label, rows = config.gen_subset, lines.rows_of_split(config.data_bin, config.gen_subset)
+        windows = streams.split_windows(config, range(rows))
     else:
-        translator = open_translator(settings, config.path)
-        found = streams.line_outputs(config, translator)
-    started = time.perf_counter()
-    scores = config.print_scores or search.nbest > 1
-    best = streams.write(found, config.output, scores=scores, keep=config.scoring is not None)
-    streams.summary(translator.counts, time.perf_counter() - started)
-    if config.scoring:
-        where = sys.stderr if config.output is None else sys.stdout
-        references = list(lines.read(config.reference)) if config.reference else split.references(config.gen_subset)
-        print(score_texts(settings, best, references), file=where)
+        live = live_lines(config.input, config.buffer_size)
+        windows = streams.input_windows(config, live)
+    several = config.workers > 1
+    with Workers(settings, config.workers, live=live is not None) if several else Here(settings) as crew:
+        try:
+            with SentenceBar(label, rows, beside_output=config.output is None) as bar:
+                found = crew.work(windows, bar)
+                best = streams.write(found, config.output, timing, scores=scores, keep=config.scoring is not None)
+        except KeyboardInterrupt:  # the usual end of a stream that has none
+            if config.output is None:
+                timing.report()
+            raise
+        timing.report()
+        if config.scoring:
+            where = sys.stderr if config.output is None else sys.stdout
+            references = list(lines.read(config.reference)) if config.reference else crew.ask("references")
+            print(score_texts(settings, best, references), file=where)
 
 
 def _check(settings: Settings, config: GenerateConfig) -> None:
     check_scoring(settings, config.scoring)
+    _check_workers(settings, config.workers)
     if config.scoring and not config.data_bin and config.reference is None:
         raise ConfigError(f"--scoring {config.scoring} needs --reference FILE where no data folder is given")
     if config.data_bin and config.input != "-":
@@ -94,10 +111,18 @@ def _check(settings: Settings, config: GenerateConfig) -> None:
     lines.check_paired("--reference", config.reference, rows, what)
 
 
-def _split_outputs(config: GenerateConfig, split: Any) -> Iterator[Any]:
-    prefixes = None if config.prefix is None else list(lines.read(config.prefix))
-    with SentenceBar(config.gen_subset, len(split.data.split(config.gen_subset))) as bar:
-        yield from split.translate(config.gen_subset, prefixes, bar)
+def _check_workers(settings: Settings, workers: int) -> None:
+    search = settings.section(SearchConfig)
+    for flag, given, why in (
+        ("--context-size", settings.section(InputConfig).context_size > 0, "a sentence waits for those before it"),
+        ("--sampling of --backend ctranslate2", _draws_by_batch(search), "what it draws depends on the batch"),
+    ):
+        if given and workers > 1:
+            raise ConfigError(f"--workers and {flag} exclude each other: {why}; leave --workers out")
+
+
+def _draws_by_batch(search: SearchConfig) -> bool:
+    return search.sampling and search.backend == "ctranslate2"
 
 
 def _write_targets(settings: Settings) -> None:
@@ -113,6 +138,7 @@ def _write_targets(settings: Settings) -> None:
         ("--scoring", config.scoring is not None),
         ("--print-scores", config.print_scores),
         ("--nbest", search.nbest > 1),
+        ("--workers", config.workers > 1),
     ):
         if given:
             raise ConfigError(f"{flag} and --dest-dir exclude each other; give one")
@@ -134,7 +160,7 @@ def _write_targets(settings: Settings) -> None:
     if report is None:
         print(f"nothing to do: {dest} is finished already", file=sys.stderr)
         return
-    streams.summary(split.translator.counts, time.perf_counter() - started)
+    summary(take_counts(split.translator), time.perf_counter() - started)
     fate = f"{report.dropped_empty} of them left out" if report.dropped_empty else "all of them kept"
     print(f"{dest}: {report.lines} rows, {report.empty} empty outputs ({fate})", file=sys.stderr)
 

@@ -7,9 +7,12 @@ from typing import Any, Self
 
 
 class SentenceBar:
-    """Counts sentences; ``total`` is None where it is not known. Call it with the number of sentences finished."""
+    """Counts sentences; ``total`` is None where it is not known. Call it with the number of sentences finished.
 
-    def __init__(self, label: str, total: int | None) -> None:
+    It also shows nothing where ``beside_output``, which is written to stdout, it would stand on the same terminal.
+    """
+
+    def __init__(self, label: str, total: int | None, *, beside_output: bool = False) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -21,7 +24,8 @@ class SentenceBar:
             TimeRemainingColumn(),
             console=Console(stderr=True),
             transient=True,
-            disable=not sys.stderr.isatty(),
+            disable=not sys.stderr.isatty() or (beside_output and sys.stdout.isatty()),
+            redirect_stdout=False,
         )
         self._task = self._bar.add_task(label, total=total)
 
@@ -33,4 +37,5 @@ class SentenceBar:
         self._bar.stop()
 
     def __call__(self, sentences: int) -> None:
-        self._bar.advance(self._task, sentences)
+        if not self._bar.disable:
+            self._bar.advance(self._task, sentences)

@@ -3,67 +3,92 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from cktk.data.sources.text import decode_lines
 from cktk.errors import DataError
 from cktk.generation.configs import GenerateConfig
 from cktk.utils.files import atomic_file
 from cktk_cli import lines
-from cktk_cli.progress import SentenceBar
+from cktk_cli.live import LiveLines, ReadLine
+from cktk_cli.outputs import Finished, Output, Window
+from cktk_cli.timing import Timing
 
 
-def line_outputs(config: GenerateConfig, translator: Any) -> Iterator[Any]:
-    """The n-best lists of each input line, as they come."""
-    sources = decode_lines(sys.stdin.buffer, "stdin") if config.input == "-" else lines.read(config.input)
+def input_windows(config: GenerateConfig, live: LiveLines | None) -> Iterator[Window]:
+    """The lines of ``--input``, or of what is ``live``, in windows of at most ``--buffer-size``.
+
+    Memory stays bounded however long the input is. Raises `DataError` where ``--prefix`` has not a line for each.
+    """
+    found = _full_windows(config.input, config.buffer_size) if live is None else live.windows()
     prefixes = None if config.prefix is None else lines.read(config.prefix)
-    with SentenceBar("generating", lines.count(config.input)) as bar:
-        yield from _windows(translator, sources, prefixes, config, bar)
-
-
-def _windows(
-    translator: Any,
-    sources: Iterator[str],
-    prefixes: Iterator[str] | None,
-    config: GenerateConfig,
-    on_progress: Callable[[int], None],
-) -> Iterator[Any]:
-    """Work on ``--buffer-size`` lines at a time: memory stays bounded however long the input is."""
-    seen, reader = 0, translator.reader()
-    while window := list(islice(sources, config.buffer_size)):
+    seen = 0
+    for window in found:
         begin = None if prefixes is None else list(islice(prefixes, len(window)))
-        seen += len(window)
         if begin is not None and len(begin) < len(window):
+            if begin:
+                yield _window(window[: len(begin)], begin)
             raise DataError(f"--prefix {config.prefix}: fewer lines than the input; give one line per input line")
-        yield from reader.translate_nbest(window, begin, on_progress)
+        yield _window(window, begin)
+        seen += len(window)
     if prefixes is not None and next(prefixes, None) is not None:
         raise DataError(f"--prefix {config.prefix}: more lines than the input ({seen}); give one line per input line")
 
 
-def write(found: Iterable[Any], output: str | None, *, scores: bool, keep: bool) -> list[str]:
+def _full_windows(name: str, size: int) -> Iterator[list[ReadLine]]:
+    found = lines.read(name)
+    while True:
+        now = time.perf_counter()
+        window = [ReadLine(line, now) for line in islice(found, size)]
+        if not window:
+            return
+        yield window
+
+
+def _window(read: list[ReadLine], prefixes: list[str] | None) -> Window:
+    texts = [line.text for line in read]
+    return Window(texts, prefixes, [line.when for line in read])
+
+
+def split_windows(config: GenerateConfig, numbers: range) -> Iterator[Window]:
+    """The ``numbers`` of all rows of a split as one window."""
+    prefixes = None if config.prefix is None else list(lines.read(config.prefix))
+    yield Window(numbers, prefixes, [time.perf_counter()] * len(numbers))
+
+
+def write(found: Iterable[Finished], output: str | None, timing: Timing, *, scores: bool, keep: bool) -> list[str]:
     """Write n-best lists as they come, with ``scores`` each output with its number and score.
 
     With ``keep`` the best outputs are also returned.
     """
-    best = []
-    with _opened(output) as out:
-        for number, outputs in enumerate(found, start=1):
+    best, number = [], 1
+    with opened(output) as out:
+        for done in found:
             if keep:
-                best.append(outputs[0].text)
-            if not scores:
-                out.write(outputs[0].text + "\n")
-                continue
-            for one in outputs:
-                out.write(f"{number}\t{one.score:.4f}\t{one.text}\n")
+                best += [outputs[0].text for outputs in done.outputs]
+            out.writelines(
+                line for at, outputs in enumerate(done.outputs, number) for line in shown(at, outputs, scores=scores)
+            )
+            out.flush()
+            number += len(done.outputs)
+            timing.add(done.started, done.read, done.counts)
     return best
 
 
+def shown(number: int, outputs: list[Output], *, scores: bool) -> list[str]:
+    """The lines that are written for line ``number`` of the input."""
+    if not scores:
+        return [outputs[0].text + "\n"]
+    return [f"{number}\t{one.score:.4f}\t{one.text}\n" for one in outputs]
+
+
 @contextmanager
-def _opened(name: str | None) -> Iterator[IO[str]]:
+def opened(name: str | None) -> Iterator[IO[str]]:
+    """The file ``name``, which appears when all is written, or stdout for None."""
     if name is None:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(encoding="utf-8", newline="\n")
@@ -72,13 +97,3 @@ def _opened(name: str | None) -> Iterator[IO[str]]:
     else:
         with atomic_file(Path(name), "w", encoding="utf-8", newline="\n") as stream:
             yield stream
-
-
-def summary(counts: Any, seconds: float) -> None:
-    """Tell on stderr what was done, and what was unusual."""
-    speed = f"{counts.sentences / seconds:.1f} sentences/s, {counts.tokens / seconds:.0f} tokens/s"
-    print(f"{counts.sentences} sentences in {seconds:.1f} s ({speed})", file=sys.stderr)
-    if counts.truncated:
-        print(f"warning: {counts.truncated} sources were over-long and cut", file=sys.stderr)
-    if counts.empty:
-        print(f"warning: {counts.empty} blank sources gave blank outputs", file=sys.stderr)

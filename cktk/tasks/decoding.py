@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from cktk.data.context_config import InputConfig
@@ -58,21 +58,23 @@ class SplitGenerator:
         split_name: str,
         prefixes: list[str] | None = None,
         on_progress: Callable[[int], None] | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> list[list[Translation]]:
-        """The n-best outputs of each row, in order; an empty row gives one empty output.
+        """The n-best outputs of each row, or of the rows ``numbers``, in order; an empty row gives one empty output.
 
         Raises `DataError` for an unknown split, and unless there is one (perhaps empty) prefix per row.
         """
         rows = self.task.rows(split_name)
+        numbers = range(len(rows)) if numbers is None else numbers
         found = self.translator.translate_rows(
             rows,
-            range(len(rows)),
+            numbers,
             ContextualSearch(rows.target, rows.context, self.translator.tokenizer.all_special_ids),
             None if prefixes is None else self._prefix_ids(prefixes),
             self.task.decoding_start,
             on_progress=on_progress,
         )
-        self.translator.counts.truncated += rows.truncated()["source"]
+        self.translator.counts.truncated += sum(map(rows.is_cut, numbers))
         return found
 
     def references(self, split_name: str) -> list[str]:

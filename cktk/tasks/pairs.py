@@ -92,6 +92,11 @@ class PairRows:
         return Pair(source, target, slice(start, start + given))
 
     @property
+    def source(self) -> TextSide:
+        """What goes around a source text."""
+        return self._source
+
+    @property
     def target(self) -> TextSide:
         """What goes around a target text."""
         return self._target
@@ -99,6 +104,10 @@ class PairRows:
     def text_length(self, index: int) -> int:
         """Tokens of the source text of row ``index`` alone."""
         return len(self._text(index, self._source))
+
+    def is_cut(self, index: int) -> bool:
+        """Whether the source text of row ``index`` is longer than there is room for."""
+        return self.text_length(index) > self._source.room
 
     def source_ids(self, index: int) -> Int64s:
         """The encoder's input for row ``index`` when output is generated for it."""
