@@ -44,6 +44,11 @@ class Frame:
         # An empty prefix is an array of floats to numpy, hence the cast.
         return np.concatenate(parts, dtype=np.int64, casting="unsafe")
 
+    def place(self, framed: Ids, tokens: int) -> range:
+        """Where in ``framed`` ids a text of so many ``tokens`` stands, without what goes around it."""
+        end = len(framed) - len(self.template.suffix)
+        return range(end - min(tokens, self.room), end)
+
     def context(self, earlier: Sequence[Ids]) -> list[int]:
         """``earlier`` sentences with the separator behind each."""
         if not earlier:

@@ -22,6 +22,11 @@ class Lines:
         self._document_of: dict[int, int] = {}
         self._next = self._document = 0
 
+    @property
+    def source(self) -> Frame:
+        """What goes around a line."""
+        return self._source
+
     def add(self, texts: Sequence[Ids | None]) -> range:
         """Take in further lines (None: a blank one); returns their numbers."""
         start, back = self._next, self._context.size if self._context else 0
@@ -40,7 +45,7 @@ class Lines:
 
     def is_cut(self, number: int) -> bool:
         """Whether a line is longer than there is room for."""
-        return self.text_length(number) > self._source.room
+        return self.text_length(number) > self.source.room
 
     def is_blank(self, number: int) -> bool:
         """Whether there is nothing to translate."""
@@ -53,10 +58,10 @@ class Lines:
         window = [at for at in range(number - self._context.size, number + 1) if at in self._kept]
         lengths = np.array([len(self._kept[at]) for at in window])
         documents = np.array([self._document_of[at] for at in window])
-        shown, _ = self._context.earlier([lengths], [self._source.room], documents, len(window) - 1)
+        shown, _ = self._context.earlier([lengths], [self.source.room], documents, len(window) - 1)
         return int(shown[0])
 
     def source_ids(self, number: int) -> Int64s:
         """What the encoder gets for a line."""
         before = [self._kept[at] for at in range(number - self.earlier(number), number)]
-        return self._source.framed(self._kept[number], before)
+        return self.source.framed(self._kept[number], before)

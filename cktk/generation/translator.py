@@ -17,6 +17,7 @@ from cktk.data.sources.text import read_lines
 from cktk.data.tokenization.encoder import PythonEncoder, knows_languages
 from cktk.data.tokenization.tokenizers import probe_templates
 from cktk.errors import ConfigError, DataError
+from cktk.generation.alignment import AlignedHypothesis, Aligner, Alignment
 from cktk.generation.beam import BeamSearch, Ids
 from cktk.generation.configs import SearchConfig
 from cktk.generation.context import Beginning, ContextualSearch, Rows
@@ -25,11 +26,15 @@ from cktk.protocols import DecoderLayout, DecodingStart, Hypothesis, Template
 
 
 class Translation(NamedTuple):
-    """A translation, its length-penalised score, and its token ids as generated (specials, too; none without text)."""
+    """A translation, its length-penalised score, and its token ids as generated (specials, too; none without text).
+
+    ``alignment`` are pairs of positions, see `Translator.align`.
+    """
 
     text: str
     score: float
     tokens: tuple[int, ...] = ()
+    alignment: Alignment | None = None
 
 
 @dataclass
@@ -70,6 +75,9 @@ class Engine(Protocol):
 
 class TextRows(Rows, Protocol):
     """Texts in the order of their documents, by number, and what the encoder gets for them."""
+
+    @property
+    def source(self) -> Frame: ...
 
     def is_blank(self, index: int) -> bool: ...
 
@@ -121,6 +129,8 @@ class Translator:
         if kept is not None:
             search.check_vocabulary(len(kept), f"--target-vocabulary {search.target_vocabulary}")
         self._search: Engine = engine or BeamSearch(model, search, layout, others=others, kept=kept)
+        self._layout = layout
+        self._aligner: Aligner | None = None
         self._languages = (source_lang, target_lang)
         own = model.generation_config.decoder_start_token_id
         self.decoder_start = own if decoder_start is not None and own is not None else decoder_start
@@ -147,6 +157,19 @@ class Translator:
         other = copy.copy(self)
         other._search, other.counts = engine, Counts()
         return other
+
+    def align(self, layer: int | None = None) -> None:
+        """From now on a translation comes with its alignment: each of its tokens with the source token it attends to.
+
+        Special tokens, prompts and context have no part in it, and positions count from 0 without them. ``layer`` is
+        one of the decoder's, from 1; see `Aligner`. Of an ensemble the first model is asked. Raises `ConfigError` for a
+        layer that the decoder does not have, and a model whose weights are CTranslate2's.
+        """
+        if self.model.device.type == "meta":
+            raise ConfigError(
+                "--print-alignment needs the attention of a Hugging Face model: give --path the model that was exported"
+            )
+        self._aligner = Aligner(self.model, self._layout, layer)
 
     def translate(self, texts: Sequence[str], prefixes: Sequence[str] | None = None) -> list[str]:
         """The best translation of each text, in order; each begins with its prefix. A blank text gives an empty one."""
@@ -188,8 +211,9 @@ class Translator:
         filled = [number for number in numbers if not rows.is_blank(number)]
 
         def search(found: Sequence[int], beginnings: Sequence[Beginning]) -> list[list[Hypothesis]]:
-            return self._search.generate(
-                [rows.source_ids(number) for number in found],
+            sources = [rows.source_ids(number) for number in found]
+            hypotheses = self._search.generate(
+                sources,
                 max_tokens=self._max_tokens,
                 batch_size=self._batch_size,
                 prefixes=[beginning.ids for beginning in beginnings],
@@ -198,18 +222,38 @@ class Translator:
                 context=[beginning.context for beginning in beginnings],
                 on_progress=on_progress,
             )
+            if self._aligner is None:
+                return hypotheses
+            texts = [
+                rows.source.place(source, rows.text_length(number))
+                for number, source in zip(found, sources, strict=True)
+            ]
+            return self._aligner(
+                sources,
+                texts,
+                hypotheses,
+                decoder_start=start.token,
+                max_tokens=self._max_tokens,
+                batch_size=self._batch_size,
+            )
 
         found = dict(zip(filled, outputs(rows, filled, [own.get(number) for number in filled], search), strict=True))
         self.counts.sentences += len(numbers)
         self.counts.empty += len(numbers) - len(filled)
         self.counts.tokens += sum(len(hypotheses[0].tokens) for hypotheses in found.values())
-        nothing = [Translation("", 0.0)]
-        return [
-            [Translation(self.decode(h.tokens), h.score, h.tokens) for h in found[number]]
-            if number in found
-            else nothing[:]
-            for number in numbers
-        ]
+        nothing = Hypothesis((), 0.0)
+        return [[self._translation(hypothesis) for hypothesis in found.get(number, [nothing])] for number in numbers]
+
+    def _translation(self, hypothesis: Hypothesis) -> Translation:
+        pairs: Alignment | None = None if self._aligner is None else ()
+        if isinstance(hypothesis, AlignedHypothesis):
+            pairs = hypothesis.alignment(self._special)
+        text = self.decode(hypothesis.tokens) if hypothesis.tokens else ""
+        return Translation(text, hypothesis.score, hypothesis.tokens, pairs)
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.all_special_ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as one line of text, without special tokens."""
@@ -286,3 +330,9 @@ class Reader:
         )
         self._translator.counts.truncated += sum(map(self._lines.is_cut, numbers))
         return found
+
+    def source_lengths(self, texts: Sequence[str]) -> list[int]:
+        """The tokens that the encoder gets for each text without context; 0 for a blank one, which it does not get."""
+        alone = Lines(self._lines.source, None)
+        numbers = alone.add(self._translator.encoded(texts, "source"))
+        return [0 if alone.is_blank(number) else len(alone.source_ids(number)) for number in numbers]
