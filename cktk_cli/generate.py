@@ -137,6 +137,7 @@ def _write_targets(settings: Settings) -> None:
         ("--prefix", config.prefix is not None),
         ("--scoring", config.scoring is not None),
         ("--print-scores", config.print_scores),
+        ("--print-alignment", config.print_alignment),
         ("--nbest", search.nbest > 1),
         ("--workers", config.workers > 1),
     ):

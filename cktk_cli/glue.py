@@ -39,6 +39,7 @@ def predict(settings: Settings) -> None:
             "--scoring": config.scoring is not None,
             "--reference": config.reference is not None,
             "--print-scores": config.print_scores,
+            "--print-alignment": config.print_alignment,
             "--buffer-size": config.buffer_size != GenerateConfig.buffer_size,
             "--workers": config.workers > 1,
             **_of_writers(settings),

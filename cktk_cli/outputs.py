@@ -12,10 +12,11 @@ from cktk_cli.task import open_split, open_translator
 
 
 class Output(NamedTuple):
-    """A text that a model wrote, and its score."""
+    """A text that a model wrote, its score, and with ``--print-alignment`` pairs of positions, the source's first."""
 
     text: str
     score: float
+    alignment: tuple[tuple[int, int], ...] | None = None
 
 
 class Window(NamedTuple):
@@ -42,7 +43,9 @@ class LineModel:
     """Writes an output for each line; lines are those of one text, which comes in parts."""
 
     def __init__(self, settings: Settings) -> None:
-        self._translator = open_translator(settings, settings.section(GenerateConfig).path)
+        config = settings.section(GenerateConfig)
+        self._translator = open_translator(settings, config.path)
+        _align(config, self._translator)
         self._reader = self._translator.reader()
         self._settings = settings
 
@@ -67,6 +70,7 @@ class SplitModel:
     def __init__(self, settings: Settings) -> None:
         config = settings.section(GenerateConfig)
         self._split = open_split(settings, config.path, str(config.data_bin))
+        _align(config, self._split.translator)
         self._name = config.gen_subset
         self._settings = settings
 
@@ -93,6 +97,11 @@ class SplitModel:
         return _plain(found), take_counts(self._split.translator)
 
 
+def _align(config: GenerateConfig, translator: Any) -> None:
+    if config.print_alignment:
+        translator.align(config.alignment_layer)
+
+
 def _batches(settings: Settings, lengths: Sequence[int]) -> list[list[int]]:
     """Positions of texts in batches as a search makes them; blank ones, of length 0, which no search gets, in one."""
     from cktk.generation.beam import length_batches  # imports torch
@@ -105,7 +114,7 @@ def _batches(settings: Settings, lengths: Sequence[int]) -> list[list[int]]:
 
 
 def _plain(found: Sequence[Sequence[Any]]) -> list[list[Output]]:
-    return [[Output(one.text, one.score) for one in outputs] for outputs in found]
+    return [[Output(one.text, one.score, one.alignment) for one in outputs] for outputs in found]
 
 
 def take_counts(translator: Any) -> dict[str, int]:

@@ -82,8 +82,14 @@ def write(found: Iterable[Finished], output: str | None, timing: Timing, *, scor
 def shown(number: int, outputs: list[Output], *, scores: bool) -> list[str]:
     """The lines that are written for line ``number`` of the input."""
     if not scores:
-        return [outputs[0].text + "\n"]
-    return [f"{number}\t{one.score:.4f}\t{one.text}\n" for one in outputs]
+        return [_with_pairs(outputs[0]) + "\n"]
+    return [f"{number}\t{one.score:.4f}\t{_with_pairs(one)}\n" for one in outputs]
+
+
+def _with_pairs(output: Output) -> str:
+    if output.alignment is None:
+        return output.text
+    return output.text + "\t" + " ".join(f"{source}-{target}" for source, target in output.alignment)
 
 
 @contextmanager

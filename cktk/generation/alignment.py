@@ -138,8 +138,3 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def pharaoh(alignment: Alignment) -> str:
-    """Pairs as ``0-0 1-2 ...``, source first."""
-    return " ".join(f"{source}-{target}" for source, target in alignment)

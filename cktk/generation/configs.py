@@ -173,6 +173,14 @@ class GenerateConfig:
     print_scores: bool = option(
         False, help="write line number, score and output, tabbed; always so where --nbest is above 1"
     )
+    print_alignment: bool = option(
+        False, help="write a further field after each output: pairs source-target of its tokens, from 0, tabbed"
+    )
+    alignment_layer: int | None = option(
+        None,
+        help="decoder layer whose attention --print-alignment takes, from 1 (default: the last but one)",
+        minimum=1,
+    )
     scoring: str | None = option(
         None,
         help="score the best outputs: translations by sacrebleu, summaries by rouge",
@@ -193,6 +201,8 @@ class GenerateConfig:
     )
 
     def __post_init__(self) -> None:
+        if self.alignment_layer is not None and not self.print_alignment:
+            raise ConfigError("--alignment-layer is only looked at with --print-alignment; add it")
         if not self.interactive:
             return
         for flag, given in (
