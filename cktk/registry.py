@@ -101,6 +101,7 @@ ARCHITECTURES = Registry(
     {
         "bart": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.families.bart:BartFamily"),
         "mbart": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.families.mbart:MBartFamily"),
+        "marian": ("cktk.architectures.configs:StudentConfig", "cktk.architectures.families.marian:MarianFamily"),
         "bert": ("cktk.architectures.configs:EncoderConfig", "cktk.architectures.families.bert:BertFamily"),
         "roberta": ("cktk.architectures.configs:EncoderConfig", "cktk.architectures.families.roberta:RobertaFamily"),
         "distilbert": (

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from cktk.architectures.initialisation.pca import pca_initialise
@@ -83,7 +84,8 @@ def _required(model: PreTrainedModel | None, message: str) -> PreTrainedModel:
 def _fill(student: PreTrainedModel, source: PreTrainedModel, layer_map: LayerMap) -> None:
     """Fill every tensor of ``student`` with the leading block of its counterpart, layers going by ``layer_map``.
 
-    Parameters are written in place and each once, so a head tied to the embedding stays tied.
+    Parameters are written in place and each once, so a head tied to the embedding stays tied. Those that are made not
+    to be trained (MarianMT's table of positions) stay as built.
     """
     origin = origins(student, source, layer_map)
     tensors = {inner_name(source, name): tensor for name, tensor in source.state_dict().items()}
@@ -91,6 +93,7 @@ def _fill(student: PreTrainedModel, source: PreTrainedModel, layer_map: LayerMap
     buffers = ((name, buffer) for name, buffer in student.named_buffers() if name in saved)
     for name, target in itertools.chain(student.named_parameters(), buffers):
         counterpart = origin(inner_name(student, name))
-        if counterpart not in tensors and type(student) is not type(source):
+        fixed = isinstance(target, nn.Parameter) and not target.requires_grad
+        if fixed or (counterpart not in tensors and type(student) is not type(source)):
             continue
         target.copy_(tensors[counterpart][tuple(slice(size) for size in target.shape)])

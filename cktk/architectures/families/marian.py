@@ -1,0 +1,73 @@
+"""The MarianMT family (the OPUS-MT models): BART with sinusoidal positions and without norms of embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.marian.modeling_marian import MarianDecoder
+
+from cktk.architectures.families.bart import BartFamily
+from cktk.architectures.spec import StudentSpec
+from cktk.errors import CheckpointError
+from cktk.protocols import DecoderLayout, Template
+
+
+class MarianFamily(BartFamily):
+    """Students that are plain ``MarianMTModel``s with one vocabulary for both sides.
+
+    The decoder starts with the pad, which it must never write. Positions are a fixed table, which is neither trained
+    nor stored.
+    """
+
+    model_type: ClassVar[str] = "marian"
+    config_class: ClassVar[type[Any]] = MarianConfig
+    model_class: ClassVar[type[PreTrainedModel]] = MarianMTModel
+    same_model: ClassVar[tuple[str, ...]] = ("MarianModel",)
+
+    def read_config(self, source: str | Path, raw: Mapping[str, Any]) -> PreTrainedConfig:
+        """See `Family.read_config`; raises `CheckpointError` for a model with a vocabulary for each side."""
+        config: Any = super().read_config(source, raw)
+        if not config.share_encoder_decoder_embeddings or config.decoder_vocab_size != config.vocab_size:
+            raise CheckpointError(
+                f"{source}: has a vocabulary for each side (share_encoder_decoder_embeddings, decoder_vocab_size); use "
+                "a MarianMT model with one vocabulary"
+            )
+        found: PreTrainedConfig = config
+        return found
+
+    def base_config(
+        self, *, vocab_size: int, pad: int, bos: int | None, eos: int, max_positions: int, spec: StudentSpec
+    ) -> PreTrainedConfig:
+        """See `BartFamily.base_config`."""
+        config: Any = super().base_config(
+            vocab_size=vocab_size, pad=pad, bos=bos, eos=eos, max_positions=max_positions, spec=spec
+        )
+        config.decoder_start_token_id = pad
+        found: PreTrainedConfig = config
+        return found
+
+    def decoder_start(self, config: Any) -> int | None:
+        """See `Family.decoder_start`; the pad where the configuration names none."""
+        start = config.decoder_start_token_id
+        return int(config.pad_token_id if start is None else start)
+
+    def decoder_layout(self, config: Any) -> DecoderLayout:
+        """See `Family.decoder_layout`."""
+        layout = super().decoder_layout(config)
+        return replace(layout, stack=MarianDecoder, embedding_scale="embed_scale", embedding_norm=None)
+
+    def set_generation(
+        self, student: PreTrainedModel, inherited: GenerationConfig | None = None, target: Template | None = None
+    ) -> None:
+        """See `BartFamily.set_generation`; the pad is forbidden, as in the published models."""
+        super().set_generation(student, inherited, target)
+        settings: Any = student.generation_config
+        if not settings.bad_words_ids:
+            settings.bad_words_ids = [[settings.pad_token_id]]
+
+    def _family_settings(self, eos: int) -> dict[str, Any]:  # noqa: ARG002
+        return {"scale_embedding": True, "activation_function": "swish"}
