@@ -39,7 +39,7 @@ def converse(settings: Settings) -> None:
                 print(file=sys.stderr)
                 continue
             number += 1
-            out.writelines(shown(number, outputs, scores=scores))
+            out.write("".join(shown(number, outputs, scores)))
             out.flush()
             timing.add(started, [line.when], counts)
     timing.report()

@@ -70,16 +70,15 @@ def write(found: Iterable[Finished], output: str | None, timing: Timing, *, scor
         for done in found:
             if keep:
                 best += [outputs[0].text for outputs in done.outputs]
-            out.writelines(
-                line for at, outputs in enumerate(done.outputs, number) for line in shown(at, outputs, scores=scores)
-            )
+            # One write, which names stdout in an error (`cktk_cli.run`); writelines would not.
+            out.write("".join(line for at, one in enumerate(done.outputs, number) for line in shown(at, one, scores)))
             out.flush()
             number += len(done.outputs)
             timing.add(done.started, done.read, done.counts)
     return best
 
 
-def shown(number: int, outputs: list[Output], *, scores: bool) -> list[str]:
+def shown(number: int, outputs: list[Output], scores: bool) -> list[str]:
     """The lines that are written for line ``number`` of the input."""
     if not scores:
         return [_with_pairs(outputs[0]) + "\n"]
