@@ -208,15 +208,12 @@ def _work(connection: Connection, values: dict[str, Any], threads: int) -> None:
     """What a worker does: open the model, then answer calls until it is ended."""
     os.dup2(2, 1)  # stdout is for outputs
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is loaded
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # torch looks at it when it is loaded, which it is not yet
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     model: Any = None
 
     def open_it() -> None:
         nonlocal model
-        import torch
-
-        torch.set_num_threads(threads)
         load_plugins(values["user_dir"])
         model = open_model(Settings(values, (), [task_component([])]))
 

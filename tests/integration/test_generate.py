@@ -64,6 +64,68 @@ def test_stdin_to_file(folder: Path, expected: list[str], tmp_path: Path, monkey
     assert (tmp_path / "out").read_text(encoding="utf-8").split("\n") == [*expected, ""]
 
 
+def live(monkeypatch: pytest.MonkeyPatch, raw: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw)))
+
+
+def test_a_stream_is_answered_up_to_its_error(
+    folder: Path, expected: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live(monkeypatch, "\n".join(LINES[:3]).encode() + b"\nc \xff d\nk\n")
+    assert generate(["--path", str(folder), *FLAGS]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.split("\n") == [*expected[:3], ""]
+    assert captured.err.count("\n") == 1 and "stdin:4: not valid UTF-8 (byte 0xff at column 3)" in captured.err
+
+
+def test_context_reaches_over_windows(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ["a b", "c", "d a", "", "b b", "c d", "a"]
+    flags = ["--context-size", "2", "--context-separator", "▁t"]
+    found = []
+    for more in (["--buffer-size", "1"], ["--buffer-size", "3"], [], ["--interactive"]):
+        live(monkeypatch, "\n".join(lines).encode())
+        assert generate(["--path", str(folder), *FLAGS, *flags, *more]) == 0
+        found.append(capsys.readouterr().out)
+    assert len(set(found)) == 1
+    live(monkeypatch, "\n".join(lines).encode())
+    assert generate(["--path", str(folder), *FLAGS]) == 0
+    assert capsys.readouterr().out != found[0]
+
+
+def test_interactive(
+    folder: Path, expected: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live(monkeypatch, "\n".join(LINES).encode())
+    assert generate(["--path", str(folder), "--interactive", *FLAGS]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.split("\n") == [*expected, ""]
+    assert "5 sentences in" in captured.err and "latency of a sentence: median" in captured.err
+
+
+def test_workers_write_the_same(
+    folder: Path, binarised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lines in several windows, with prefixes, n-best lists and a score; and a split."""
+    many = write(tmp_path / "in", [*LINES, "a b c d e f g h", *LINES[::-1]])
+    begin = write(tmp_path / "begin", ["", "", "h i", "", "j", "h", *[""] * 5])
+    files = ["--prefix", begin, "--nbest", "2", "--scoring", "sacrebleu", "--max-source-positions", "8"]
+    for call in (
+        ["--input", many, "--buffer-size", "4", "--batch-size", "2", "--reference", many, *files],
+        [str(binarised), "--print-scores", "--scoring", "sacrebleu"],
+    ):
+        found = []
+        for workers in ("1", "2"):
+            flags = ["--path", str(folder), "--workers", workers, "--output", str(tmp_path / workers), *FLAGS]
+            assert generate([*call, *flags]) == 0
+            captured = capsys.readouterr()
+            warnings = [line for line in captured.err.splitlines() if line.startswith("warning:")]
+            found.append(((tmp_path / workers).read_bytes(), captured.out, warnings))
+        assert found[0] == found[1]
+        assert found[0][1].startswith("BLEU ") and any("blank" in line for line in found[0][2])
+
+
 def test_nbest_has_numbers_and_scores(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write(tmp_path / "in", LINES)
     assert generate(["--path", str(folder), "--input", source, "--nbest", "2", *FLAGS]) == 0
@@ -129,6 +191,14 @@ def test_bad_calls_are_one_line(
     model = ["--path", str(folder)]
     calls = {
         "--scoring sacrebleu needs --reference": [*model, "--input", source, "--scoring", "sacrebleu"],
+        "--beam 99 is more than the 24 tokens of the vocabulary": [*model, "--input", source, "--beam", "99"],
+        "--workers and --context-size exclude each other": [*model, "--workers", "2", "--context-size", "1"],
+        "--workers and --sampling of --backend ctranslate2": [
+            *model,
+            *["--workers", "2", "--backend", "ctranslate2", "--sampling", "--beam", "1"],
+        ],
+        "--workers and --dest-dir exclude": [str(binarised), *model, "--workers", "2", "--dest-dir", str(tmp_path)],
+        "--interactive answers what is typed: leave --output": [*model, "--interactive", "--output", "x"],
         "--nbest 9 is more than --beam 5": [*model, "--input", source, "--nbest", "9"],
         "--min-len 9 is more than --max-len-b 3": [*model, "--input", source, "--min-len", "9", "--max-len-b", "3"],
         "exclude each other": [str(tmp_path), *model, "--input", source],
