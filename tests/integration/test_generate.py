@@ -5,13 +5,18 @@ from __future__ import annotations
 import io
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from cktk.config.command import Command
+from cktk.generation.configs import GenerateConfig
 from cktk.hub import student
 from cktk_cli.evaluate import main as evaluate
 from cktk_cli.generate import main as generate
+from cktk_cli.outputs import SplitModel
+from cktk_cli.task import MODEL_SECTIONS, TEXT_SECTIONS, task_component
 from tests.unit.generation.students import data_bin, save_student
 
 LINES = ["a b c", "", "t s r q p", "k", "b b a c"]
@@ -104,26 +109,40 @@ def test_interactive(
     assert "5 sentences in" in captured.err and "latency of a sentence: median" in captured.err
 
 
-def test_workers_write_the_same(
-    folder: Path, binarised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Lines in several windows, with prefixes, n-best lists and a score; and a split."""
+def test_workers_write_the_same(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines in several windows, with prefixes, n-best lists and a score."""
     many = write(tmp_path / "in", [*LINES, "a b c d e f g h", *LINES[::-1]])
     begin = write(tmp_path / "begin", ["", "", "h i", "", "j", "h", *[""] * 5])
-    files = ["--prefix", begin, "--nbest", "2", "--scoring", "sacrebleu", "--max-source-positions", "8"]
-    for call in (
-        ["--input", many, "--buffer-size", "4", "--batch-size", "2", "--reference", many, *files],
-        [str(binarised), "--print-scores", "--scoring", "sacrebleu"],
-    ):
-        found = []
-        for workers in ("1", "2"):
-            flags = ["--path", str(folder), "--workers", workers, "--output", str(tmp_path / workers), *FLAGS]
-            assert generate([*call, *flags]) == 0
-            captured = capsys.readouterr()
-            warnings = [line for line in captured.err.splitlines() if line.startswith("warning:")]
-            found.append(((tmp_path / workers).read_bytes(), captured.out, warnings))
-        assert found[0] == found[1]
-        assert found[0][1].startswith("BLEU ") and any("blank" in line for line in found[0][2])
+    call = ["--path", str(folder), "--input", many, "--buffer-size", "4", "--batch-size", "2", *FLAGS]
+    call += ["--prefix", begin, "--nbest", "2", "--max-source-positions", "8"]
+    call += ["--scoring", "sacrebleu", "--reference", many]
+    found = []
+    for workers in ("1", "2"):
+        assert generate([*call, "--workers", workers, "--output", str(tmp_path / workers)]) == 0
+        captured = capsys.readouterr()
+        warnings = [line for line in captured.err.splitlines() if line.startswith("warning:")]
+        found.append(((tmp_path / workers).read_bytes(), captured.out, warnings))
+    assert found[0] == found[1]
+    assert found[0][1].startswith("BLEU ")
+    assert found[0][2] == ["warning: 1 sources were over-long and cut", "warning: 2 blank sources gave blank outputs"]
+
+
+def test_parts_of_a_split_make_the_whole(folder: Path, binarised: Path) -> None:
+    """What a worker does for a split."""
+    flags = [str(binarised), "--path", str(folder), "--max-source-positions", "6", "--batch-size", "2", *FLAGS]
+    command = Command("x", "", [GenerateConfig, *MODEL_SECTIONS], [task_component(flags, of_texts=TEXT_SECTIONS)])
+    model = SplitModel(command.parse(flags))
+    prefixes = ["h", "", "", "", "j"]
+    whole, counts = model.translate(range(5), prefixes)
+    parts = model.batches(range(5))
+    assert parts == [[2, 4], [0, 3], [1]]  # by length; blank ones by themselves
+    total: Counter[str] = Counter()
+    for part in parts:
+        outputs, counted = model.translate(part, [prefixes[row] for row in part])
+        assert outputs == [whole[row] for row in part]
+        total.update(counted)
+    assert total == counts and counts["truncated"] == 1 and counts["empty"] == 1
+    assert len(model.references()) == 5
 
 
 def test_nbest_has_numbers_and_scores(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
