@@ -27,7 +27,7 @@ from cktk.utils.files import read_json
 WEIGHTS = "model.bin"
 
 #: CTranslate2's loaders by model type.
-_LOADERS = {"bart": "BartLoader", "mbart": "BartLoader", "t5": "T5Loader", "mt5": "T5Loader"}
+_LOADERS = {"bart": "BartLoader", "marian": "BartLoader", "mbart": "BartLoader", "t5": "T5Loader", "mt5": "T5Loader"}
 
 #: A key that every ``config.json`` of CTranslate2's encoder-decoders has, and none of transformers.
 _OWN_KEY = "add_source_bos"

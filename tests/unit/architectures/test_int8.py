@@ -31,7 +31,7 @@ def test_twice_is_once() -> None:
     assert torch.allclose(same, scale)
 
 
-@pytest.mark.parametrize("kind", ["bart", "mbart", "t5", "flan"])
+@pytest.mark.parametrize("kind", ["bart", "marian", "mbart", "t5", "flan"])
 def test_a_folder_opens_as_what_it_stands_for(kind: str, tmp_path: Path) -> None:
     model = tiny(kind, 1, vocab_size=3000)
     write_int8_student(model, bart_tokenizer(), tmp_path)

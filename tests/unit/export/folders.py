@@ -10,7 +10,7 @@ from tests.unit.generation.students import bart_tokenizer, mbart_tokenizer
 LINES = ["a b c", "q", "t s r q p o n m", "", "b b", "k l a f", "d", "e f g h i j k l m n o p"]
 
 #: Kinds of models, with mBART's two tokenizers, and seeds whose models write a different text for nearly every line.
-STUDENTS = {"bart": 2, "mbart25": 2, "mbart50": 3, "t5": 8, "flan": 2, "mt5": 4}
+STUDENTS = {"bart": 2, "marian": 1, "mbart25": 2, "mbart50": 3, "t5": 8, "flan": 2, "mt5": 4}
 
 
 def student(folder: Path, kind: str) -> Path:
