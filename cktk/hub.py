@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from cktk.architectures.configs import HeadKind
+from cktk.architectures.ensemble import member_paths, open_members
 from cktk.architectures.families.encoder_family import EncoderFamily
 from cktk.architectures.families.family import Family, family_of, registered_family
 from cktk.architectures.folders import model_folder
@@ -19,7 +20,6 @@ from cktk.architectures.loading import load_config, load_model, load_tokenizer
 from cktk.architectures.presets import STUDENTS
 from cktk.architectures.spec import StudentSpec
 from cktk.architectures.vocabulary import check_vocabularies, folder_vocabulary
-from cktk.assemble.ensemble import member_paths, open_members
 from cktk.config.options import checked
 from cktk.data.context_config import InputConfig
 from cktk.data.shards import DataFolder
