@@ -71,12 +71,13 @@ def student(
     """A student ready to translate or summarise: ``student(path).translate(["Hello."])``.
 
     ``path`` is a student folder, a checkpoint folder, a run directory or a hub name; several with colons between write
-    together, by the mean of their probabilities. ``precision`` is float32, float16 or bfloat16. ``task`` says how a line break
-    inside of an output is written: as a space, or with "summarization" as ``<n>``. ``options`` are the fields of
-    `SearchConfig` (``beam``, ``lenpen``, ...) and, without ``inputs``, of `InputConfig`: ``source_prompt`` and the
-    context of ``context_size`` sentences before each (texts are then the sentences of a document up to the next blank
-    one). Raises `CheckpointError` if there is no such model, or a damaged one, `ConfigError` for options that are not
-    in their range and for a task whose models write no texts, and `RegistryError` for one that is not known.
+    together, by the mean of their probabilities. ``precision`` is float32, float16 or bfloat16. ``task`` says how a
+    line break inside of an output is written: as a space, or with "summarization" as ``<n>``. ``options`` are the
+    fields of `SearchConfig` (``beam``, ``lenpen``, ...) and, without ``inputs``, of `InputConfig`: ``source_prompt``
+    and the context of ``context_size`` sentences before each (texts are then the sentences of a document up to the
+    next blank one). Raises `CheckpointError` if there is no such model, or a damaged one, `ConfigError` for options
+    that are not in their range, for a task whose models write no texts, and for models that do not write together, and
+    `RegistryError` for a task that is not known.
     """
     line_break = _writing_task(task).line_break
     shown = {option.name: options.pop(option.name) for option in fields(InputConfig) if option.name in options}
