@@ -9,7 +9,7 @@ dependencies = ["torch", "transformers", "tokenizers", "numpy", "yaml", "safeten
 
 
 def student(path: str, **options: Any) -> Any:
-    """A trained student with ``.translate([...])``; see `cktk.hub.student` for options such as ``task`` and ``beam``."""
+    """A trained student with ``.translate([...])``; options such as ``task`` are those of `cktk.hub.student`."""
     return _student(path, **options)
 
 

@@ -103,7 +103,9 @@ class Aligner:
         with _kept_output(self._query) as queries, _kept_output(self._key) as keys:
             self._decoder(input_ids=inputs, encoder_hidden_states=memory, encoder_attention_mask=mask, use_cache=False)
         for at, output in enumerate(outputs):
-            query = queries[0][at, : len(output.tokens)].view(len(output.tokens), self._heads, -1).transpose(0, 1).float()
+            query = (
+                queries[0][at, : len(output.tokens)].view(len(output.tokens), self._heads, -1).transpose(0, 1).float()
+            )
             key = keys[0][at].view(keys[0].shape[1], self._heads, -1).transpose(0, 1).float()
             scores = self._attention.scaling * query @ key.transpose(1, 2)
             if mask is not None:

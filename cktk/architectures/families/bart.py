@@ -92,7 +92,7 @@ class BartFamily(Family):
             eos_token_id=eos,
             forced_eos_token_id=eos,
             architectures=[self.model_class.__name__],
-            **self._family_settings(eos),
+            **self._family_settings(pad, eos),
         )
         return config
 
@@ -164,7 +164,7 @@ class BartFamily(Family):
         self._set_start(config, settings, target)
         student.generation_config = settings
 
-    def _family_settings(self, eos: int) -> dict[str, Any]:
+    def _family_settings(self, pad: int, eos: int) -> dict[str, Any]:  # noqa: ARG002 (MarianMT's needs it)
         return {"decoder_start_token_id": eos}
 
     def _set_start(self, config: Any, settings: Any, target: Template | None) -> None:  # noqa: ARG002 (mBART's needs it)

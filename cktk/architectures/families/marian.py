@@ -11,7 +11,6 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrain
 from transformers.models.marian.modeling_marian import MarianDecoder
 
 from cktk.architectures.families.bart import BartFamily
-from cktk.architectures.spec import StudentSpec
 from cktk.errors import CheckpointError
 from cktk.protocols import DecoderLayout, Template
 
@@ -39,22 +38,6 @@ class MarianFamily(BartFamily):
         found: PreTrainedConfig = config
         return found
 
-    def base_config(
-        self, *, vocab_size: int, pad: int, bos: int | None, eos: int, max_positions: int, spec: StudentSpec
-    ) -> PreTrainedConfig:
-        """See `BartFamily.base_config`."""
-        config: Any = super().base_config(
-            vocab_size=vocab_size, pad=pad, bos=bos, eos=eos, max_positions=max_positions, spec=spec
-        )
-        config.decoder_start_token_id = pad
-        found: PreTrainedConfig = config
-        return found
-
-    def decoder_start(self, config: Any) -> int | None:
-        """See `Family.decoder_start`; the pad where the configuration names none."""
-        start = config.decoder_start_token_id
-        return int(config.pad_token_id if start is None else start)
-
     def decoder_layout(self, config: Any) -> DecoderLayout:
         """See `Family.decoder_layout`."""
         layout = super().decoder_layout(config)
@@ -69,5 +52,5 @@ class MarianFamily(BartFamily):
         if not settings.bad_words_ids:
             settings.bad_words_ids = [[settings.pad_token_id]]
 
-    def _family_settings(self, eos: int) -> dict[str, Any]:  # noqa: ARG002
-        return {"scale_embedding": True, "activation_function": "swish"}
+    def _family_settings(self, pad: int, eos: int) -> dict[str, Any]:  # noqa: ARG002
+        return {"decoder_start_token_id": pad, "scale_embedding": True, "activation_function": "swish"}

@@ -32,7 +32,7 @@ class MBartFamily(BartFamily):
         """See `Family.decoder_layout`."""
         return replace(super().decoder_layout(config), stack=MBartDecoder, pre_norm=True, final_norm="layer_norm")
 
-    def _family_settings(self, eos: int) -> dict[str, Any]:  # noqa: ARG002
+    def _family_settings(self, pad: int, eos: int) -> dict[str, Any]:  # noqa: ARG002
         return {"scale_embedding": True}
 
     def _set_start(self, config: Any, settings: Any, target: Template | None) -> None:

@@ -8,7 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import BartConfig, BartForConditionalGeneration, MBartConfig, MBartForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    MarianConfig,
+    MarianMTModel,
+    MBartConfig,
+    MBartForConditionalGeneration,
+)
 
 from cktk.architectures.families.family import family_of
 from cktk.generation.beam import BeamSearch
@@ -17,7 +24,18 @@ from cktk.generation.logits import Logits
 from cktk.protocols import DecoderLayout
 
 VOCABULARY = 37
-CLASSES = {"bart": (BartConfig, BartForConditionalGeneration), "mbart": (MBartConfig, MBartForConditionalGeneration)}
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "bart": (BartConfig, BartForConditionalGeneration),
+    "mbart": (MBartConfig, MBartForConditionalGeneration),
+    "marian": (MarianConfig, MarianMTModel),
+}
+
+#: What a kind has otherwise than BART: MarianMT starts with the pad. Ids are those of our BART models.
+OWN: dict[str, dict[str, Any]] = {
+    "marian": {
+        "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 1, "scale_embedding": True
+    }
+}  # fmt: skip
 
 #: Settings of the T5 models: published T5 is tied and not gated, v1.1 the opposite; ids are those of our BART models.
 T5_KINDS: dict[str, dict[str, Any]] = {
@@ -79,7 +97,7 @@ def tiny_model(kind: str, seed: int, *, eos_bias: float = 2.0, vocab_size: int =
     settings = {
         "vocab_size": vocab_size, "d_model": 16, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 24,
         "decoder_ffn_dim": 24, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "init_std": 0.35,
-        "max_position_embeddings": 64, "decoder_start_token_id": 2, "dropout": 0.3, **overrides,
+        "max_position_embeddings": 64, "decoder_start_token_id": 2, "dropout": 0.3, **OWN.get(kind, {}), **overrides,
     }  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(seed)

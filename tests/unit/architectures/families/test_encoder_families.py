@@ -276,7 +276,9 @@ def test_the_hub_builds_encoders_and_refuses_to_translate(kind: str, tmp_path: P
     assert torch.equal(built.get_input_embeddings().weight, teacher.get_input_embeddings().weight[:, :12])
     scratch = build_student(kind, width=8, encoder_layers=1, vocab_size=30, head="classification", labels=4)
     assert type(scratch) is CLASSES[kind, "classification"] and scratch.num_labels == 4
-    with pytest.raises(CheckpointError, match=f"teacher: a {kind} has no decoder, so it writes no texts; open a classifier"):
+    with pytest.raises(
+        CheckpointError, match=f"teacher: a {kind} has no decoder, so it writes no texts; open a classifier"
+    ):
         student(tmp_path / "teacher")
     with pytest.raises(ConfigError, match="^bart models have one kind of head"):
         build_student("bart", width=8, encoder_layers=1, decoder_layers=1, head="bare")
