@@ -9,7 +9,7 @@ from cktk.data.teacher_cache.cached_split import CachedSplit
 from cktk.engine.cached_teacher import CachedTeacher
 from cktk.errors import ConfigError, DataError
 from cktk.protocols import AttentionPair, LayerPair, Needs
-from tests.unit.data import test_teacher_cache as written
+from tests.unit.data.teacher_cache import test_teacher_cache as written
 from tests.unit.data.teacher_cache.test_teacher_cache import KEY, LENGTHS, answers, select, small
 
 PAIRS = (LayerPair("encoder", 1, 2), LayerPair("decoder", 1, 1))
