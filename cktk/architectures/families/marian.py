@@ -38,6 +38,16 @@ class MarianFamily(BartFamily):
         found: PreTrainedConfig = config
         return found
 
+    def read_model(
+        self, source: str | Path, config: PreTrainedConfig, **options: Any
+    ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+        """See `Family.read_model`; transformers forgets while it loads that positions are not to be trained."""
+        loaded, report = super().read_model(source, config, **options)
+        model: Any = loaded
+        for stack in (model.get_encoder(), model.get_decoder()):
+            stack.embed_positions.weight.requires_grad_(False)
+        return loaded, report
+
     def decoder_layout(self, config: Any) -> DecoderLayout:
         """See `Family.decoder_layout`."""
         layout = super().decoder_layout(config)

@@ -28,6 +28,8 @@ def open_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None or end_token(tokenizer) is None:
         missing = "padding" if tokenizer.pad_token_id is None else "end-of-text"
         raise DataError(f"--tokenizer {name}: it has no {missing} token; use the tokenizer of an encoder-decoder model")
+    if getattr(tokenizer, "separate_vocabs", False):  # of some MarianMT models
+        raise DataError(f"--tokenizer {name}: has a vocabulary for each side; use a tokenizer with one vocabulary")
     return tokenizer  # type: ignore[no-any-return]
 
 

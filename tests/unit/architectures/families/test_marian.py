@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 import torch
 from transformers import GenerationConfig, MarianConfig, MarianMTModel, MarianTokenizer
 
@@ -18,10 +16,12 @@ from cktk.architectures.initialisation.initialise import initialise
 from cktk.architectures.loading import load_model, save_student
 from cktk.architectures.parameters import count_parameters
 from cktk.architectures.spec import StudentSpec
-from cktk.errors import CheckpointError, ConfigError
+from cktk.data.tokenization.tokenizers import open_tokenizer
+from cktk.errors import CheckpointError, ConfigError, DataError
 from cktk.hub import student
 from cktk.protocols import Batch, StateRequest
 from cktk.registry import ARCHITECTURES
+from tests.unit.architectures.marian import save_tokenizer
 
 SIZES: dict[str, Any] = {
     "vocab_size": 41, "max_position_embeddings": 16, "d_model": 24, "encoder_layers": 2, "decoder_layers": 4,
@@ -109,39 +109,35 @@ def test_the_registry_leads_here() -> None:
     assert type(registered_family("marian")) is MarianFamily
 
 
-def test_a_vocabulary_for_each_side_is_refused(tmp_path: Path) -> None:
+def test_opened_with_its_positions_and_one_vocabulary(tmp_path: Path) -> None:
     model = teacher()
     save_student(model, None, tmp_path / "one")
     found: Any = load_model(tmp_path / "one")
-    assert torch.equal(found.model.decoder.embed_positions.weight, model.model.decoder.embed_positions.weight)
+    for stack in ("encoder", "decoder"):
+        table = found.model.get_submodule(stack).embed_positions.weight
+        assert torch.equal(table, model.model.get_submodule(stack).embed_positions.weight)
+        assert not table.requires_grad
     save_student(teacher(share_encoder_decoder_embeddings=False, decoder_vocab_size=43), None, tmp_path / "two")
     with pytest.raises(CheckpointError, match=r"two: has a vocabulary for each side .*; use a MarianMT model with one"):
         load_model(tmp_path / "two")
 
 
-def save_tokenizer(folder: Path) -> Any:
-    """MarianMT's: a SentencePiece model a side, and one vocabulary that joins both."""
-    folder.mkdir()
-    vocabulary = {"</s>": 0, "<unk>": 1}
-    for role, text in (("source", "small tools make light work"), ("target", "petits outils font le travail")):
-        words = text.split()
-        lines = [" ".join(words[at:] + words[:at]) for at in range(len(words))] * 4
-        sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=iter(lines), model_prefix=str(folder / role), vocab_size=28, minloglevel=2,
-            hard_vocab_limit=False,
-        )  # fmt: skip
-        (folder / f"{role}.model").rename(folder / f"{role}.spm")
-        model = sentencepiece.SentencePieceProcessor(model_file=str(folder / f"{role}.spm"))
-        for index in range(3, model.get_piece_size()):
-            vocabulary.setdefault(model.id_to_piece(index), len(vocabulary))
-    vocabulary["<pad>"] = len(vocabulary)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-    return MarianTokenizer(str(folder / "source.spm"), str(folder / "target.spm"), str(folder / "vocab.json"))
+@pytest.mark.filterwarnings("ignore:Recommended")
+def test_a_tokenizer_with_a_vocabulary_for_each_side_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    save_tokenizer(folder, ["small tools"] * 9, ["petits outils"] * 9, 20).save_pretrained(folder)
+    open_tokenizer(folder)
+    files = [str(folder / name) for name in ("source.spm", "target.spm", "vocab.json", "vocab.json")]
+    MarianTokenizer(*files, separate_vocabs=True).save_pretrained(tmp_path / "two")
+    with pytest.raises(DataError, match="^--tokenizer .*two: has a vocabulary for each side; use a tokenizer with one"):
+        open_tokenizer(tmp_path / "two")
 
 
 @pytest.mark.filterwarnings("ignore:Recommended")
 def test_text_in_text_out_as_with_transformers(tmp_path: Path) -> None:
-    tokenizer = save_tokenizer(tmp_path / "tokenizer")
+    sides = [text.split() for text in ("small tools make light work", "petits outils font le travail")]
+    lines = [[" ".join(words[at:] + words[:at]) for at in range(len(words))] * 4 for words in sides]
+    tokenizer = save_tokenizer(tmp_path / "tokenizer", lines[0], lines[1], 28)
     pad = tokenizer.pad_token_id
     model = teacher(vocab_size=pad + 1, decoder_vocab_size=pad + 1, pad_token_id=pad, decoder_start_token_id=pad)
     model.final_logits_bias[0, pad] = 5.0  # what it must not write is what it likes best
