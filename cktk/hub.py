@@ -11,9 +11,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from cktk.architectures.configs import HeadKind
-from cktk.architectures.ensemble import member_paths, open_members
+from cktk.architectures.ensemble import member_paths, open_members, writing_family
 from cktk.architectures.families.encoder_family import EncoderFamily
-from cktk.architectures.families.family import Family, family_of, registered_family
+from cktk.architectures.families.family import Family, registered_family
 from cktk.architectures.folders import model_folder
 from cktk.architectures.initialisation.initialise import initialise
 from cktk.architectures.loading import load_config, load_model, load_tokenizer
@@ -84,19 +84,14 @@ def student(
     search, inputs = checked(SearchConfig, **options), inputs or checked(InputConfig, **shown)
     path, *further = member_paths(path)
     config = load_config(path)
-    family = family_of(config.model_type, path)
-    if "decoder" not in family.shape(config).sides:
-        raise CheckpointError(
-            f"{path}: a {config.model_type} has no decoder, so it writes no texts; open a classifier with "
-            "transformers' pipeline('text-classification')"
-        )
+    family = writing_family(path, config)
     where = resolve_device(device)
     model, engine = _opened(path, search, where, allow_bin_weights)
+    if further and engine is not None:
+        raise ConfigError("--backend ctranslate2 takes one model; give one --path, or use --backend cktk")
     others = open_members(path, further, device=where, allow_bin_weights=allow_bin_weights)
     if precision != "float32":
         _convert([model, *(other for other, _ in others)], precision, search)
-    if further and engine is not None:
-        raise ConfigError("--backend ctranslate2 takes one model; give one --path, or use --backend cktk")
     found = Translator(
         model,
         load_tokenizer(path),

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
-from cktk.architectures.families.family import family_of
+from cktk.architectures.families.family import Family, family_of
 from cktk.architectures.loading import load_config, load_model
 from cktk.architectures.vocabulary import check_vocabularies, folder_vocabulary
-from cktk.errors import ConfigError
+from cktk.errors import CheckpointError, ConfigError
 from cktk.protocols import DecoderLayout
 
 
@@ -25,17 +26,30 @@ def member_paths(path: str | Path) -> list[str]:
     return paths
 
 
+def writing_family(path: str, config: PreTrainedConfig) -> Family:
+    """The family of the model ``path``; raises `CheckpointError` for one that writes no texts."""
+    family = family_of(config.model_type, path)
+    if "decoder" not in family.shape(config).sides:
+        raise CheckpointError(
+            f"{path}: a {config.model_type} has no decoder, so it writes no texts; open a classifier with "
+            "transformers' pipeline('text-classification')"
+        )
+    return family
+
+
 def open_members(
     first: str, others: Sequence[str], *, device: torch.device, allow_bin_weights: bool
 ) -> list[tuple[Any, DecoderLayout]]:
     """The models ``others`` with what their families say of their decoders.
 
-    Raises `ConfigError` for one whose tokens have other ids than those of the model ``first``.
+    Raises `CheckpointError` for one that writes no texts, and `ConfigError` for one whose tokens have other ids than
+    those of the model ``first``.
     """
     size = load_config(first).vocab_size
     found = []
     for path in others:
         config = load_config(path)
+        family = writing_family(path, config)
         if config.vocab_size != size:
             raise ConfigError(
                 f"--path: {first} has a vocabulary of {size} ids, {path} one of {config.vocab_size}; models that "
@@ -43,5 +57,5 @@ def open_members(
             )
         check_vocabularies(folder_vocabulary(path, path, size), folder_vocabulary(first, first, size))
         model = load_model(path, allow_bin_weights=allow_bin_weights, device=device)
-        found.append((model, family_of(config.model_type, path).decoder_layout(model.config)))
+        found.append((model, family.decoder_layout(model.config)))
     return found

@@ -105,10 +105,6 @@ class DecoderWeights:
     bias: Tensor | None
 
     @property
-    def vocab_size(self) -> int:
-        return self.head.shape[0]
-
-    @property
     def max_positions(self) -> int | None:
         return None if self.positions is None else self.positions.shape[0]
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import BertConfig, BertForMaskedLM, LogitsProcessor, LogitsProcessorList
 
-from cktk.errors import ConfigError, DataError
+from cktk.errors import CheckpointError, ConfigError, DataError
 from cktk.generation.beam import BeamSearch
 from cktk.generation.configs import SearchConfig
 from cktk.hub import student
@@ -129,3 +129,15 @@ def test_half_precision_from_python(tmp_path: Path) -> None:
         student(path, device="cpu", precision="int4")
     with pytest.raises(ConfigError, match="--fp16 and --bf16 do not go with --quantization int8"):
         student(path, device="cpu", precision="float16", quantization="int8")
+
+
+def test_members_that_do_not_fit(tmp_path: Path) -> None:
+    first = save_student(tmp_path / "first", 4)
+    larger = save_student(tmp_path / "larger", 4)
+    tiny("bart", 1, vocab_size=50).save_pretrained(larger)
+    with pytest.raises(ConfigError, match=r"first has a vocabulary of 24 ids, .*larger one of 50"):
+        student(f"{first}:{larger}", device="cpu")
+    config = BertConfig(vocab_size=24, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "reader")
+    with pytest.raises(CheckpointError, match="reader: a bert has no decoder, so it writes no texts"):
+        student(f"{first}:{tmp_path / 'reader'}", device="cpu")
