@@ -102,3 +102,15 @@ def test_a_tile_without_tokens_adds_nothing() -> None:
     tiles[0, 0, 1] = 0.5
     sums = module.exponential_sums(tiles, tiles.amax(dim=2))
     assert sums.tolist() == [[1.0], [0.0]]
+
+
+def test_tokens_beside_a_shortlist_are_impossible_and_stay_so() -> None:
+    kept = torch.tensor([1, 4, 5])
+    values = torch.randn(2, 3, generator=torch.Generator().manual_seed(5))
+    tiles = in_tiles(values, 2)
+    found = module.Logits(tiles.tiles, tiles.maxima, tiles.normaliser, 3, module.Shortlist(kept, 7))
+    tokens = torch.tensor([[4, 0], [6, 5]])
+    assert torch.equal(found.at(tokens), torch.tensor([[values[0, 1], NEVER], [NEVER, values[1, 2]]]))
+    found.put(tokens, torch.full((2, 2), 9.0))
+    assert torch.equal(found.at(tokens), torch.tensor([[9.0, NEVER], [NEVER, 9.0]]))
+    assert found.best(torch.zeros(2, 1), 1)[2].tolist() == [[4], [5]]
