@@ -17,7 +17,7 @@ from cktk.generation.configs import SearchConfig
 from cktk.generation.constraints import Constraints
 from cktk.generation.groups import GroupedBeams
 from cktk.generation.hypotheses import Hypotheses, Limits
-from cktk.generation.linear import check_int8
+from cktk.generation.operators.choice import check_int8
 from cktk.generation.random_numbers import sentence_key
 from cktk.generation.sampling import Samples
 from cktk.generation.scorer import Ensemble, ModelScorer, Scorer

@@ -13,7 +13,7 @@ beam descends from are given free.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cktk.generation.linear import DenseLinear, Int8Linear, Int8Module
+from cktk.generation.operators.choice import choose_operators
+from cktk.generation.operators.contract import Linear, Operators
 from cktk.generation.weights import DecoderWeights, LayerWeights, read_weights
 from cktk.protocols import DecoderLayout
 
@@ -37,7 +38,8 @@ class DecoderState:
     slots that a beam descends from, else -inf. ``slot_positions`` (B, n) says which step each slot is of.
     """
 
-    def __init__(self, cross: list[Tensor], source_mask: Tensor | None) -> None:
+    def __init__(self, cross: list[Tensor], source_mask: Tensor | None, operators: Operators) -> None:
+        self.operators = operators
         self.cross = cross
         self.source_mask = source_mask
         self.own = [source[:, :, :, :0] for source in cross]
@@ -68,7 +70,7 @@ class DecoderState:
             self.source_mask = self.source_mask[sentences]
         self.ancestry = self.ancestry[sentences]
         self.slot_positions = self.slot_positions[sentences]
-        self._move(lambda old: old[:, sentences, :, :used], self.capacity)
+        self.own = [_with_room(cache[:, sentences, :, :used], self.capacity) for cache in self.own]
 
     def open_slots(self, beams: int) -> slice:
         """Make room for one step of ``beams`` beams and return its slots; each beam sees its own new slot."""
@@ -93,16 +95,17 @@ class DecoderState:
             capacity = max(capacity * 3 // 2, used + beams)
         self.ancestry = self.ancestry.gather(2, slots[:, None].expand(-1, self.ancestry.shape[1], -1))
         self.slot_positions = self.slot_positions.gather(1, slots)
-        sentence = torch.arange(len(slots), device=slots.device)[:, None, None]
-        head = torch.arange(self.own[0].shape[2], device=slots.device)[:, None]
-        self._move(lambda old: old[:, sentence, head, slots[:, None]], capacity)
+        for layer, cache in enumerate(self.own):
+            self.operators.keep_slots(cache, slots)
+            if capacity > cache.shape[3]:
+                self.own[layer] = _with_room(cache[:, :, :, :used], capacity)
 
-    def _move(self, select: Callable[[Tensor], Tensor], capacity: int) -> None:
-        """Replace each cache by the slots of it that ``select`` returns, in room for ``capacity`` slots."""
-        for layer, old in enumerate(self.own):
-            kept = select(old)
-            self.own[layer] = old.new_empty(*kept.shape[:3], capacity, kept.shape[4])
-            self.own[layer][:, :, :, : kept.shape[3]] = kept
+
+def _with_room(kept: Tensor, capacity: int) -> Tensor:
+    """Slots ``kept`` (2, B, H, n, a / H) at the beginning of a cache with ``capacity`` slots."""
+    cache = kept.new_empty(*kept.shape[:3], capacity, kept.shape[4])
+    cache[:, :, :, : kept.shape[3]] = kept
+    return cache
 
 
 class IncrementalDecoder:
@@ -113,8 +116,10 @@ class IncrementalDecoder:
     """
 
     def __init__(self, model: Any, layout: DecoderLayout, *, int8: bool = False) -> None:
-        self.weights: DecoderWeights = read_weights(model, layout, Int8Linear if int8 else DenseLinear)
-        self.encoder = int8_copy(model.get_encoder()) if int8 else model.get_encoder()
+        self.operators = choose_operators(model.device, model.dtype, int8=int8)
+        self.weights: DecoderWeights = read_weights(model, layout, self.operators)
+        encoder = model.get_encoder()
+        self.encoder = int8_copy(encoder, self.operators) if int8 else encoder
         self.device: torch.device = self.weights.head.device
         heads = self.weights.heads
         self._heads = (heads, self.weights.layers[0].self_out.features[0] // heads)
@@ -128,7 +133,7 @@ class IncrementalDecoder:
         if attention_mask is not None:
             mask = states.new_zeros(attention_mask.shape).masked_fill_(attention_mask == 0, float("-inf"))
             mask = mask[:, None, None, :]
-        return DecoderState(cross, mask)
+        return DecoderState(cross, mask, self.operators)
 
     def step(self, state: DecoderState, tokens: Tensor) -> Tensor:
         """Feed one token per beam, ``tokens`` (B, W); returns the states (B * W, d) that enter the output head."""
@@ -161,28 +166,15 @@ class IncrementalDecoder:
     def _layer(
         self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState, slots: slice, mask: Tensor | None
     ) -> Tensor:
-        pre = self.weights.pre_norm
-        own = self._self_attention(layer.self_norm(x) if pre else x, index, layer, state, slots, mask)
-        x = x + own if pre else layer.self_norm(x + own)
-        cross = self._cross_attention(layer.cross_norm(x) if pre else x, index, layer, state)
-        x = x + cross if pre else layer.cross_norm(x + cross)
-        ffn = layer.down(layer.activation(layer.up(layer.ffn_norm(x) if pre else x)))
-        return x + ffn if pre else layer.ffn_norm(x + ffn)
-
-    def _self_attention(
-        self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState, slots: slice, mask: Tensor | None
-    ) -> Tensor:
-        beams = slots.stop - slots.start
-        mixed = layer.self_qkv(x).view(-1, beams, 3, *self._heads).permute(2, 0, 3, 1, 4)
-        cache = state.own[index]
-        cache[:, :, :, slots] = mixed[1:]
-        keys, values = cache[:, :, :, : slots.stop]
-        return layer.self_out(attend(mixed[0], keys, values, mask))
-
-    def _cross_attention(self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState) -> Tensor:
-        keys, values = state.cross[index]
-        query = layer.cross_q(x).view(keys.shape[0], -1, keys.shape[1], keys.shape[3]).transpose(1, 2)
-        return layer.cross_out(attend(query, keys, values, state.source_mask))
+        pre, cache = self.weights.pre_norm, state.own[index]
+        mixed = layer.self_qkv(layer.self_norm(x) if pre else x)
+        own = layer.self_out(self.operators.append_and_attend(mixed, cache, slots, mask))
+        x = x + own if pre else layer.self_norm(x, own)
+        query = layer.cross_q(layer.cross_norm(x) if pre else x)
+        cross = layer.cross_out(self.operators.attend(query, state.cross[index], state.source_mask))
+        x = x + cross if pre else layer.cross_norm(x, cross)
+        ffn = layer.down(layer.up(layer.ffn_norm(x) if pre else x))
+        return x + ffn if pre else layer.ffn_norm(x, ffn)
 
     def _source_keys_values(self, layer: LayerWeights, states: Tensor) -> Tensor:
         batch, length, _ = states.shape
@@ -190,23 +182,28 @@ class IncrementalDecoder:
         return both.permute(2, 0, 3, 1, 4).contiguous()
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of scaled queries (B, H, W, a / H) to n slots (B, H, n, a / H), as rows (B * W, a).
+class Int8Module(torch.nn.Module):
+    """A product in 8-bit integers in the place of a `torch.nn.Linear`, for inference."""
 
-    ``mask`` is added to the scores and broadcasts to (B, H, W, n).
-    """
-    batch, heads, beams, width = query.shape
-    mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=1.0)
-    return mixed.transpose(1, 2).reshape(batch * beams, heads * width)
+    def __init__(self, linear: Linear) -> None:
+        super().__init__()
+        self._linear = linear
+        # What models of transformers look at before they choose a precision.
+        self.weight = torch.empty(0, dtype=torch.int8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product over the last dimension."""
+        return self._linear(x.flatten(0, -2)).view(*x.shape[:-1], -1)
 
 
-def int8_copy(encoder: torch.nn.Module) -> torch.nn.Module:
-    """The same module with its linear layers in 8-bit integers; all else shares memory with it."""
+def int8_copy(encoder: torch.nn.Module, operators: Operators) -> torch.nn.Module:
+    """The same module with linear layers by ``operators`` in 8-bit integers; all else shares memory with it."""
     shared: dict[int, Any] = {id(parameter): parameter for parameter in encoder.parameters()}
     copied = copy.deepcopy(encoder, shared)
     for name, module in list(copied.named_modules()):
         if isinstance(module, torch.nn.Linear):
-            copied.set_submodule(name, Int8Module(module))
+            bias = None if module.bias is None else module.bias.detach()
+            copied.set_submodule(name, Int8Module(operators.linear(module.weight.detach(), bias)))
     return copied
 
 

@@ -56,7 +56,7 @@ class ModelScorer:
         self, model: Any, layout: DecoderLayout, candidates: int, *, int8: bool = False, kept: Tensor | None = None
     ) -> None:
         self._decoder = IncrementalDecoder(model, layout, int8=int8)
-        self._head = OutputHead(self._decoder.weights, candidates, int8=int8, kept=kept)
+        self._head = OutputHead(self._decoder.weights, self._decoder.operators, candidates, kept=kept)
         self.device = self._decoder.device
         self.max_positions = self._decoder.weights.max_positions
 

@@ -6,23 +6,28 @@ LayerNorm or RMS norm, absolute positions or a bias by distance, feed-forward la
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.activations import NewGELUActivation
+from transformers.activations import GELUActivation, NewGELUActivation, SiLUActivation
 
 from cktk.errors import CheckpointError
-from cktk.generation.linear import DenseLinear, Linear, MakeLinear
+from cktk.generation.operators.contract import Activation, Linear, Norm, Operators, gelu_tanh
 from cktk.protocols import DecoderLayout
 
-Norm = Callable[[Tensor], Tensor]
-Activation = Callable[[Tensor], Tensor]
+_FUNCTIONS: dict[type[nn.Module], Activation] = {
+    nn.ReLU: F.relu,
+    nn.GELU: F.gelu,
+    GELUActivation: F.gelu,
+    NewGELUActivation: gelu_tanh,
+    nn.SiLU: F.silu,
+    SiLUActivation: F.silu,
+}
 
 
 class Affine(NamedTuple):
@@ -33,42 +38,29 @@ class Affine(NamedTuple):
 
 
 @dataclass(frozen=True)
-class LayerNorm:
-    """Mean 0 and variance 1 over the last dimension, then weight and bias."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-@dataclass(frozen=True)
-class RmsNorm:
-    """Mean square 1 over the last dimension, then the weight."""
-
-    weight: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-@dataclass(frozen=True)
 class Gated:
-    """An activation that takes two vectors side by side and lets the first one gate the second."""
+    """A product that gives two vectors side by side, and an activation that lets the first gate the second."""
 
+    linear: Linear
     activation: Activation
 
+    @property
+    def features(self) -> tuple[int, int]:
+        """See `Linear`."""
+        size, both = self.linear.features
+        return size, both // 2
+
     def __call__(self, x: Tensor) -> Tensor:
-        gate, value = x.chunk(2, dim=-1)
+        gate, value = self.linear(x).chunk(2, dim=-1)
         return self.activation(gate) * value
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One decoder layer. ``self_qkv`` gives (3 a), ``cross_kv`` (2 a), a all heads together; queries are scaled."""
+    """One decoder layer. ``self_qkv`` gives (3 a), ``cross_kv`` (2 a), a all heads together; queries are scaled.
+
+    ``up`` ends with the activation of the feed-forward layer.
+    """
 
     self_qkv: Linear
     self_out: Linear
@@ -80,7 +72,6 @@ class LayerWeights:
     up: Linear
     down: Linear
     ffn_norm: Norm
-    activation: Activation
 
 
 @dataclass(frozen=True)
@@ -109,8 +100,8 @@ class DecoderWeights:
         return None if self.positions is None else self.positions.shape[0]
 
 
-def read_weights(model: Any, layout: DecoderLayout, linear: MakeLinear = DenseLinear) -> DecoderWeights:
-    """The decoder of ``model``, which ``layout`` describes; ``linear`` makes its products, but that of the head.
+def read_weights(model: Any, layout: DecoderLayout, operators: Operators) -> DecoderWeights:
+    """The decoder of ``model``, which ``layout`` describes; ``operators`` make its products, but that of the head.
 
     Projections are copied, those that are used together side by side; embeddings share memory with the model. Raises
     `CheckpointError` for a model with another decoder.
@@ -124,15 +115,15 @@ def read_weights(model: Any, layout: DecoderLayout, linear: MakeLinear = DenseLi
         )
     bias = getattr(model, "final_logits_bias", None)
     return DecoderWeights(
-        layers=tuple(_layer(layer, layout, linear) for layer in _part(decoder, layout.layers)),
+        layers=tuple(_layer(layer, layout, operators) for layer in _part(decoder, layout.layers)),
         heads=layout.heads,
         pre_norm=layout.pre_norm,
         embedding=decoder.embed_tokens.weight.detach(),
         embedding_scale=1.0 if layout.embedding_scale is None else float(_part(decoder, layout.embedding_scale)),
         positions=None if layout.positions is None else _positions(_part(decoder, layout.positions)),
         position_bias=None if layout.position_bias is None else _by_distance(_part(decoder, layout.position_bias)),
-        embedding_norm=None if layout.embedding_norm is None else _norm(_part(decoder, layout.embedding_norm)),
-        final_norm=None if layout.final_norm is None else _norm(_part(decoder, layout.final_norm), layout.head_scale),
+        embedding_norm=_optional_norm(operators, decoder, layout.embedding_norm),
+        final_norm=_optional_norm(operators, decoder, layout.final_norm, layout.head_scale),
         head=model.get_output_embeddings().weight.detach(),
         bias=bias.detach().flatten() if bias is not None and bool(bias.any()) else None,
     )
@@ -142,11 +133,13 @@ def _part(module: Any, path: str) -> Any:
     return attrgetter(path)(module)
 
 
-def _layer(layer: Any, layout: DecoderLayout, linear: MakeLinear) -> LayerWeights:
-    together = partial(_together, linear)
+def _layer(layer: Any, layout: DecoderLayout, operators: Operators) -> LayerWeights:
+    together = partial(_together, operators)
     own, cross = _part(layer, layout.self_attention), _part(layer, layout.cross_attention)
     query, key, value, out = layout.projections
-    self_norm, cross_norm, ffn_norm = (_norm(_part(layer, name)) for name in layout.norms)
+    self_norm, cross_norm, ffn_norm = (_norm(operators, _part(layer, name)) for name in layout.norms)
+    activation = _activation(_part(layer, layout.activation))
+    up = [_affine(_part(layer, name)) for name in layout.up]
     return LayerWeights(
         self_qkv=together(_scaled(own, query), _affine(_part(own, key)), _affine(_part(own, value))),
         self_out=together(_affine(_part(own, out))),
@@ -155,10 +148,9 @@ def _layer(layer: Any, layout: DecoderLayout, linear: MakeLinear) -> LayerWeight
         cross_kv=together(_affine(_part(cross, key)), _affine(_part(cross, value))),
         cross_out=together(_affine(_part(cross, out))),
         cross_norm=cross_norm,
-        up=together(*(_affine(_part(layer, name)) for name in layout.up)),
+        up=together(*up, activation=activation) if len(up) == 1 else Gated(together(*up), activation),
         down=together(_affine(_part(layer, layout.down))),
         ffn_norm=ffn_norm,
-        activation=_activation(_part(layer, layout.activation), gated=len(layout.up) > 1),
     )
 
 
@@ -173,25 +165,30 @@ def _scaled(attention: Any, name: str) -> Affine:
     return Affine(query.weight * scale, None if query.bias is None else query.bias * scale)
 
 
-def _together(linear: MakeLinear, *parts: Affine) -> Linear:
+def _together(operators: Operators, *parts: Affine, activation: Activation | None = None) -> Linear:
     """Projections of the same input, side by side."""
     biases = [part.bias for part in parts if part.bias is not None]
-    return linear(torch.cat([part.weight for part in parts]), torch.cat(biases) if biases else None)
+    weight = torch.cat([part.weight for part in parts])
+    return operators.linear(weight, torch.cat(biases) if biases else None, activation)
 
 
-def _norm(module: Any, scale: float = 1.0) -> Norm:
+def _optional_norm(operators: Operators, decoder: Any, name: str | None, scale: float = 1.0) -> Norm | None:
+    return None if name is None else _norm(operators, _part(decoder, name), scale)
+
+
+def _norm(operators: Operators, module: Any, scale: float = 1.0) -> Norm:
     """A norm whose output is multiplied by ``scale``."""
     weight, bias = module.weight.detach(), getattr(module, "bias", None)
     weight = weight if scale == 1.0 else weight * scale
     if bias is None:
-        return RmsNorm(weight, module.variance_epsilon)
-    return LayerNorm(weight, bias.detach() * scale if scale != 1.0 else bias.detach(), module.eps)
+        return operators.norm(weight, None, module.variance_epsilon)
+    return operators.norm(weight, bias.detach() * scale if scale != 1.0 else bias.detach(), module.eps)
 
 
-def _activation(module: Any, *, gated: bool) -> Activation:
-    # The same function, but one kernel instead of eight.
-    activation = partial(F.gelu, approximate="tanh") if isinstance(module, NewGELUActivation) else module
-    return Gated(activation) if gated else activation
+def _activation(module: Any) -> Activation:
+    """The function of an activation module, by the name that operators know it by, where they do."""
+    known: Activation = _FUNCTIONS.get(type(module), module)
+    return known
 
 
 def _positions(module: Any) -> Tensor:
