@@ -38,7 +38,7 @@ format: $(READY)
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis examples/*/work
 
-$(READY): pyproject.toml setup.py constraints.txt cktk/generation/operators/kernels.cpp
+$(READY): pyproject.toml setup.py constraints.txt $(wildcard cktk/generation/operators/native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "cktk needs Python 3.11 or newer: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \

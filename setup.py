@@ -8,9 +8,11 @@ import sys
 
 from setuptools import Extension, setup
 
+NATIVE = "cktk/generation/operators/native"
 KERNELS = Extension(
     "cktk.generation.operators._kernels",
-    ["cktk/generation/operators/kernels.cpp"],
+    [f"{NATIVE}/kernels.cpp"],
+    depends=[f"{NATIVE}/{name}.h" for name in ("vectors", "products", "logits", "attention")],
     language="c++",
     # The library asks the processor before it uses any of these.
     extra_compile_args=[

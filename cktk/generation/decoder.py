@@ -27,7 +27,7 @@ from cktk.generation.weights import DecoderWeights, LayerWeights, read_weights
 from cktk.protocols import DecoderLayout
 
 #: Cache slots are allocated for this many steps at first.
-FIRST_STEPS = 16
+FIRST_STEPS = 24
 
 
 class DecoderState:

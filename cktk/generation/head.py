@@ -45,15 +45,15 @@ class OutputHead:
         if bias is not None:
             bias = F.pad(bias, (0, spare)).view(self._count, self._width)
         self._product = operators.tiles(tiles, bias, self._columns)
+        self._best = operators.best
         self._buffer = torch.empty(0, device=weights.head.device)
 
     def __call__(self, states: Tensor) -> Logits:
         """Logits of ``states`` (R, d) in float32, valid until the next call."""
         tiles = self._room(len(states))
-        maxima, sums = tiles.new_empty(2, self._count, len(states)).unbind()
-        self._product(states, tiles, maxima, sums)
-        normaliser = sums.log_().add_(maxima).logsumexp(dim=0)
-        return Logits(tiles, maxima, normaliser, self._columns, self._shortlist)
+        maxima = tiles.new_empty(self._count, len(states))
+        normaliser = self._product(states, tiles, maxima)
+        return Logits(tiles, maxima, normaliser, self._columns, self._shortlist, self._best)
 
     def _room(self, rows: int) -> Tensor:
         size = self._count * rows * self._width

@@ -5,6 +5,8 @@ Shapes: R rows, V tokens, T tiles of so many columns that they hold all tokens; 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,9 @@ NEVER = float("-inf")
 
 #: Bytes of logits that are worked on at once: they stay in a core's cache.
 CACHED_BYTES = 1 << 20
+
+
+FindBest = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
 
 
 class Shortlist:
@@ -36,16 +41,24 @@ class Logits:
 
     ``maxima`` (T, R) follow what is changed; ``normaliser`` (R), the log of the sum of the exponentials, does not.
     Columns are tokens, or those of a ``shortlist``; tokens without a column have logit -inf, whatever is done to them.
+    ``find_best`` does what `best_columns` does.
     """
 
     def __init__(
-        self, tiles: Tensor, maxima: Tensor, normaliser: Tensor, columns: int, shortlist: Shortlist | None = None
+        self,
+        tiles: Tensor,
+        maxima: Tensor,
+        normaliser: Tensor,
+        columns: int,
+        shortlist: Shortlist | None = None,
+        find_best: FindBest | None = None,
     ) -> None:
         self.tiles = tiles
         self.maxima = maxima
         self.normaliser = normaliser
         self.columns = columns
         self._shortlist = shortlist
+        self._find_best = find_best or best_columns
         self.width = tiles.shape[2]
 
     def __len__(self) -> int:
@@ -59,7 +72,7 @@ class Logits:
     def rows(self, numbers: Tensor) -> Logits:
         """A copy of some rows, in any order."""
         tiles, maxima = self.tiles[:, numbers], self.maxima[:, numbers]
-        return Logits(tiles, maxima, self.normaliser[numbers], self.columns, self._shortlist)
+        return Logits(tiles, maxima, self.normaliser[numbers], self.columns, self._shortlist, self._find_best)
 
     def at(self, tokens: Tensor) -> Tensor:
         """Logits (R, n) of ``tokens`` (R, n)."""
@@ -86,18 +99,9 @@ class Logits:
 
         ``offsets`` (B, W) is added to the logits of the rows, which are the W beams of B sentences. Returns scores,
         beams and tokens, each (B, count); what cannot be continued has score -inf and an arbitrary valid token.
-        The k best lie in the k tiles with the largest maxima.
         """
-        batch, beams = offsets.shape
-        maxima = (self.maxima.t().view(batch, beams, -1) + offsets[:, :, None]).flatten(1)
-        chosen = maxima.topk(min(count, maxima.shape[1]), dim=1).indices
-        beam, tile = chosen // len(self.tiles), chosen % len(self.tiles)
-        first = torch.arange(0, batch * beams, beams, device=self.device)[:, None]
-        values = self.tiles[tile, first + beam] + offsets.gather(1, beam)[:, :, None]
-        scores, place = values.flatten(1).topk(count, dim=1)
-        place, column = place // self.width, place % self.width
-        columns = tile.gather(1, place) * self.width + column
-        return scores, beam.gather(1, place), self.tokens(columns)
+        scores, beams, columns = self._find_best(self.tiles, self.maxima, offsets, count)
+        return scores, beams, self.tokens(columns)
 
     def tokens(self, columns: Tensor) -> Tensor:
         """The tokens of ``columns``, that of the last one where there are fewer."""
@@ -119,6 +123,23 @@ class Logits:
         tile = columns // self.width
         self.tiles[tile, rows, columns % self.width] = values
         self.maxima[tile, rows] = self.tiles[tile, rows].amax(dim=-1)
+
+
+def best_columns(tiles: Tensor, maxima: Tensor, offsets: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, beams and columns (B, count) of the best continuations of sentences, best first.
+
+    ``offsets`` (B, W) is added to the logits ``tiles`` (T, B * W, width), whose maxima are (T, B * W). The k best lie
+    in the k tiles with the largest maxima.
+    """
+    batch, beams = offsets.shape
+    heights = (maxima.t().view(batch, beams, -1) + offsets[:, :, None]).flatten(1)
+    chosen = heights.topk(min(count, heights.shape[1]), dim=1).indices
+    beam, tile = chosen // len(tiles), chosen % len(tiles)
+    first = torch.arange(0, batch * beams, beams, device=tiles.device)[:, None]
+    values = tiles[tile, first + beam] + offsets.gather(1, beam)[:, :, None]
+    scores, place = values.flatten(1).topk(count, dim=1)
+    place, column = place // tiles.shape[2], place % tiles.shape[2]
+    return scores, beam.gather(1, place), tile.gather(1, place) * tiles.shape[2] + column
 
 
 def tile_groups(tiles: int, rows: int, width: int, device: torch.device) -> list[slice]:

@@ -38,12 +38,12 @@ class Norm(Protocol):
 
 
 class TileProduct(Protocol):
-    """Writes the logits of rows (R, d) to ``tiles`` (T, R, width), and for each tile ``maxima`` and ``sums`` (T, R).
+    """Writes the logits of rows (R, d) to ``tiles`` (T, R, width) and the largest of each to ``maxima`` (T, R).
 
-    A sum is of exp(logit - maximum). All that is written to is contiguous.
+    Returns their normaliser (R), the log of the sum of exponentials of a row. All that is written to is contiguous.
     """
 
-    def __call__(self, states: Tensor, tiles: Tensor, maxima: Tensor, sums: Tensor) -> None: ...
+    def __call__(self, states: Tensor, tiles: Tensor, maxima: Tensor) -> Tensor: ...
 
 
 class Operators(Protocol):
@@ -64,6 +64,10 @@ class Operators(Protocol):
         """
         ...
 
+    def best(self, tiles: Tensor, maxima: Tensor, offsets: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The best continuations of each sentence; see `cktk.generation.logits.best_columns`."""
+        ...
+
     def attend(self, query: Tensor, cache: Tensor, mask: Tensor | None) -> Tensor:
         """Attention of scaled queries (R, a) to the slots of ``cache`` (2, B, H, n, a / H), as rows (R, a).
 
@@ -79,5 +83,5 @@ class Operators(Protocol):
         ...
 
     def keep_slots(self, cache: Tensor, slots: Tensor) -> None:
-        """Move the slots with the numbers ``slots`` (B, m; rising) to the beginning of ``cache`` (2, B, H, n, a / H)."""
+        """Move the slots ``slots`` (B, m; rising numbers) to the beginning of ``cache`` (2, B, H, n, a / H)."""
         ...

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cktk.generation.logits import NEVER, exponential_sums, tile_groups
+from cktk.generation.logits import NEVER, best_columns, exponential_sums, tile_groups
 from cktk.generation.operators.contract import Activation, Linear, Norm, TileProduct
 
 
@@ -63,8 +63,9 @@ class DenseTiles:
         self._bias = None if bias is None else bias[:, None]
         self._columns = columns
 
-    def __call__(self, states: Tensor, tiles: Tensor, maxima: Tensor, sums: Tensor) -> None:
+    def __call__(self, states: Tensor, tiles: Tensor, maxima: Tensor) -> Tensor:
         count, _, width = self._weight.shape
+        sums = torch.empty_like(maxima)
         for group in tile_groups(count, len(states), width, states.device):
             weight, out = self._weight[group], tiles[group]
             rows = states.expand(len(weight), -1, -1)
@@ -73,6 +74,7 @@ class DenseTiles:
             else:
                 out.copy_(torch.bmm(rows, weight))
             finish_tiles(group, self._bias, self._columns, (tiles, maxima, sums))
+        return normalisers(maxima, sums)
 
 
 def finish_tiles(group: slice, bias: Tensor | None, columns: int, logits: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -85,6 +87,11 @@ def finish_tiles(group: slice, bias: Tensor | None, columns: int, logits: tuple[
         tiles[tile, :, max(columns - tile * width, 0) :] = NEVER
     torch.amax(out, dim=2, out=maxima[group])
     sums[group] = exponential_sums(out, maxima[group])
+
+
+def normalisers(maxima: Tensor, sums: Tensor) -> Tensor:
+    """Logs of the sums of exponentials (R) from the maxima and sums (T, R) of tiles; ``sums`` is overwritten."""
+    return sums.log_().add_(maxima).logsumexp(dim=0)
 
 
 class DenseOperators:
@@ -101,6 +108,10 @@ class DenseOperators:
     def tiles(self, weight: Tensor, bias: Tensor | None, columns: int) -> TileProduct:
         """See `Operators`."""
         return DenseTiles(weight, bias, columns)
+
+    def best(self, tiles: Tensor, maxima: Tensor, offsets: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Operators`."""
+        return best_columns(tiles, maxima, offsets, count)
 
     def attend(self, query: Tensor, cache: Tensor, mask: Tensor | None) -> Tensor:
         """See `Operators`."""

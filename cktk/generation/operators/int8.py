@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cktk.generation.operators.contract import Activation, Linear, TileProduct
-from cktk.generation.operators.dense import DenseOperators, finish_tiles
+from cktk.generation.operators.dense import DenseOperators, finish_tiles, normalisers
 
 #: Tiles that are multiplied at once.
 TILES_AT_ONCE = 8
@@ -61,17 +61,20 @@ class Int8Tiles:
     """Tiles of the output head; see `TileProduct`."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, columns: int) -> None:
-        self._groups = [slice(at, at + TILES_AT_ONCE) for at in range(0, len(weight), TILES_AT_ONCE)]
+        starts = range(0, len(weight), TILES_AT_ONCE)
+        self._groups = [slice(at, min(at + TILES_AT_ONCE, len(weight))) for at in starts]
         self._products = [Int8Product(weight[group].flatten(0, 1)) for group in self._groups]
         self._bias = None if bias is None else bias[:, None]
         self._columns = columns
 
-    def __call__(self, states: Tensor, tiles: Tensor, maxima: Tensor, sums: Tensor) -> None:
+    def __call__(self, states: Tensor, tiles: Tensor, maxima: Tensor) -> Tensor:
         whole, scales = quantised(states)
+        sums = torch.empty_like(maxima)
         for group, product in zip(self._groups, self._products, strict=True):
             found = product(whole).view(len(whole), -1, tiles.shape[2])
             torch.mul(found.transpose(0, 1), scales, out=tiles[group])
             finish_tiles(group, self._bias, self._columns, (tiles, maxima, sums))
+        return normalisers(maxima, sums)
 
 
 class Int8Operators(DenseOperators):

@@ -1,4 +1,4 @@
-"""Decoding by kernels of our own (kernels.cpp), for float32 and 8-bit integers on CPUs with AVX-512 and VNNI.
+"""Decoding by kernels of our own (in ``native``), for float32 and 8-bit integers on CPUs with AVX-512 and VNNI.
 
 They are compiled when cktk is installed, where there is a C++ compiler. Nothing but speed depends on them: where they
 are missing, PyTorch's operators do their work. ``CKTK_KERNELS=0`` in the environment leaves them alone.
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from cktk.generation.operators.contract import Activation, Linear, Norm, TileProduct, gelu_tanh
 from cktk.generation.operators.int8 import quantised
 
-#: Outputs of a panel of weights, and what rows of integers are padded to; as in kernels.cpp.
+#: Outputs of a panel of weights, and what rows of integers are padded to; as in products.h.
 PANEL = 32
 DEPTH = 64
 
@@ -35,6 +35,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "cktk_linear_int8": [*_PRODUCT, _POINTER, _POINTER, _POINTER, _SIZE, _INT, _POINTER, _INT, _INT],
     "cktk_logits": [*_PRODUCT, _POINTER, _POINTER, *_OUTPUT, _INT],
     "cktk_logits_int8": [*_PRODUCT, _POINTER, _POINTER, _POINTER, *_OUTPUT, _INT, _INT],
+    "cktk_best": [*[_POINTER] * 3, *[_SIZE] * 5, *[_POINTER] * 3],
     "cktk_norm": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER, ctypes.c_float, _POINTER],
     "cktk_attend": [
         *(_POINTER, _SIZE, _POINTER, _POINTER),
@@ -52,6 +53,7 @@ class Library:
     """The compiled kernels; ``amx`` says whether the processor multiplies tiles of integers."""
 
     def __init__(self, compiled: ctypes.CDLL, amx: bool) -> None:
+        self.compiled = compiled
         self.amx = amx
         for name, arguments in _SIGNATURES.items():
             function = getattr(compiled, name)
@@ -60,6 +62,7 @@ class Library:
         self.linear_int8 = compiled.cktk_linear_int8
         self.logits = compiled.cktk_logits
         self.logits_int8 = compiled.cktk_logits_int8
+        self.best = compiled.cktk_best
         self.norm = compiled.cktk_norm
         self.attend = compiled.cktk_attend
         self.keep_slots = compiled.cktk_keep_slots
@@ -77,7 +80,7 @@ def library() -> Library | None:
 
 
 class Packed:
-    """A weight (out, in) in panels as kernels.cpp reads them, in float32 or in 8-bit integers with scales, and a bias."""
+    """A weight (out, in) in panels, in float32 or in 8-bit integers with scales, and a bias."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, int8: bool) -> None:
         self.features = (weight.shape[1], weight.shape[0])
@@ -133,11 +136,13 @@ class KernelTiles:
         self._options = options
         self._columns = columns
 
-    def __call__(self, states: Tensor, tiles: Tensor, maxima: Tensor, sums: Tensor) -> None:
+    def __call__(self, states: Tensor, tiles: Tensor, maxima: Tensor) -> Tensor:
         states = states.contiguous()
         given = (states.data_ptr(), *states.shape, *self._packed.addresses, len(tiles), tiles.shape[2], self._columns)
-        found = (tiles.data_ptr(), maxima.data_ptr(), sums.data_ptr())
+        normalisers = states.new_empty(len(states))
+        found = (tiles.data_ptr(), maxima.data_ptr(), normalisers.data_ptr())
         self._kernel(*given, *found, *self._options, torch.get_num_threads())
+        return normalisers
 
 
 class KernelOperators:
@@ -162,6 +167,16 @@ class KernelOperators:
         kernel = self._kernels.logits_int8 if self._int8 else self._kernels.logits
         packed = Packed(weight.flatten(0, 1), None if bias is None else bias.flatten(), int8=self._int8)
         return KernelTiles(kernel, packed, self._options, columns)
+
+    def best(self, tiles: Tensor, maxima: Tensor, offsets: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Operators`."""
+        offsets = offsets.contiguous()
+        batch, beams = offsets.shape
+        scores, places = offsets.new_empty(batch, count), torch.empty(2, batch, count, dtype=torch.long)
+        parents, columns = places.unbind()
+        given = (tiles.data_ptr(), maxima.data_ptr(), offsets.data_ptr(), batch, beams, len(tiles), tiles.shape[2])
+        self._kernels.best(*given, count, scores.data_ptr(), parents.data_ptr(), columns.data_ptr())
+        return scores, parents, columns
 
     def attend(self, query: Tensor, cache: Tensor, mask: Tensor | None) -> Tensor:
         """See `Operators`."""

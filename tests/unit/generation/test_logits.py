@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cktk.generation import logits as module
 from cktk.generation.head import TILE, OutputHead
+from cktk.generation.operators.choice import choose_operators
 from tests.unit.generation.models import in_tiles
 
 NEVER = float("-inf")
@@ -84,7 +85,7 @@ def test_the_head_multiplies_and_sums(
     weights: Any = SimpleNamespace(head=weight, bias=extra, vocab_size=vocabulary)
     for size in (1, 1 << 30):
         monkeypatch.setattr(module, "CACHED_BYTES", size)
-        head = OutputHead(weights, 8)
+        head = OutputHead(weights, choose_operators(weight.device, dtype, int8=False), 8)
         for rows in (4, 2):
             states = torch.randn(rows, 16, generator=draw).to(dtype)
             found = head(states)
