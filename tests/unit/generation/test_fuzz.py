@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cktk.generation.configs import SearchConfig
+from cktk.generation.operators import choice
 from cktk.protocols import Hypothesis
 from tests.unit.generation.models import KINDS, VOCABULARY, beam_search, tiny
 
@@ -175,9 +176,12 @@ def assert_tied_step(ours: tuple[int, ...], theirs: tuple[int, ...], steps: list
     assert abs(float(steps[at][1][ours[at]] - steps[at][1][theirs[at]])) <= TIE
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_equals_transformers(kind: str) -> None:
+def test_equals_transformers(kind: str, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Counter[str] = Counter()
+    if not kernels:
+        monkeypatch.setattr(choice, "library", lambda: None)
 
     @seed(KINDS.index(kind))
     @settings(max_examples=30, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
