@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -18,6 +18,7 @@ from cktk.generation.beam import BeamSearch
 from cktk.generation.configs import SearchConfig
 
 Generate = Callable[[list[list[int]]], list[tuple[int, ...]]]
+Input = TypeVar("Input")
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 
@@ -108,7 +109,7 @@ def of_ctranslate2(
 
 
 def median_seconds(
-    engines: dict[str, Generate], sources: list[list[int]], rounds: int, clock: Callable[[], float]
+    engines: Mapping[str, Callable[[Input], object]], sources: Input, rounds: int, clock: Callable[[], float]
 ) -> dict[str, float]:
     """The median time of each engine; they take turns, after a round that does not count."""
     times: dict[str, list[float]] = {name: [] for name in engines}

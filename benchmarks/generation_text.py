@@ -65,7 +65,7 @@ def command_figures(path: Path, source: Path, *, quick: bool) -> list[Figure]:
             "transformers script": [sys.executable, str(SCRIPT), str(path), str(text), output],
         }
         engines = {name: lambda _, command=command: _run(command) for name, command in commands.items()}
-        seconds = median_seconds(engines, [], 1 if quick else 3, time.perf_counter)  # type: ignore[arg-type]
+        seconds = median_seconds(engines, [], 1 if quick else 3, time.perf_counter)
         count = len(_lines(text, None))
     script = seconds["transformers script"]
     figures = [Figure(f"{name}, sentences/s", count / spent, None, "higher") for name, spent in seconds.items()]

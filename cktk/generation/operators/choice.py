@@ -15,8 +15,8 @@ def choose_operators(device: torch.device, dtype: torch.dtype, *, int8: bool) ->
     """Kernels of our own where they can do it, else PyTorch's; raises `ConfigError` for 8-bit integers it has not."""
     if int8:
         check_int8(device)
-    kernels = library()
-    if kernels is not None and device.type == "cpu" and dtype == torch.float32:
+    kernels = library() if device.type == "cpu" and dtype == torch.float32 else None
+    if kernels is not None:
         return KernelOperators(kernels, int8=int8)
     return Int8Operators() if int8 else DenseOperators()
 

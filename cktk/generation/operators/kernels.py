@@ -7,6 +7,7 @@ are missing, PyTorch's operators do their work. ``CKTK_KERNELS=0`` in the enviro
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from collections.abc import Callable
 from functools import cache
@@ -19,6 +20,8 @@ from torch.nn import functional as F
 
 from cktk.generation.operators.contract import Activation, Linear, Norm, TileProduct, gelu_tanh
 from cktk.generation.operators.int8 import quantised
+
+_log = logging.getLogger(__name__)
 
 #: Outputs of a panel of weights, and what rows of integers are padded to; as in products.h.
 PANEL = 32
@@ -71,12 +74,25 @@ class Library:
 @cache
 def library() -> Library | None:
     """The kernels; None where they were not compiled, the processor cannot run them, or the user does not want them."""
+    if os.environ.get("CKTK_KERNELS") == "0":
+        return None
     built = next(Path(__file__).parent.glob("_kernels*.so"), None)
-    if built is None or os.environ.get("CKTK_KERNELS") == "0":
+    if built is None:
+        if _could_run():
+            _log.warning(
+                "generation is slower than it could be: its kernels were not compiled; install a C++ compiler (g++) "
+                "and cktk once more, or set CKTK_KERNELS=0 to read this no more"
+            )
         return None
     compiled = ctypes.CDLL(str(built))
     level = compiled.cktk_level()
     return Library(compiled, amx=level > 1) if level > 0 else None
+
+
+def _could_run() -> bool:
+    """Whether this machine has the instructions that the kernels are made of."""
+    processor = Path("/proc/cpuinfo")
+    return processor.is_file() and "avx512_vnni" in processor.read_text(encoding="utf-8", errors="replace")
 
 
 class Packed:

@@ -248,14 +248,26 @@ def test_slots_move_to_the_beginning(kind: str) -> None:
         assert torch.equal(cache[:, sentence, :, :4], before[:, sentence, :, slots[sentence]])
 
 
-def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choice() -> None:
     own(int8=False)
     assert isinstance(choose_operators(CPU, torch.float32, int8=False), kernels.KernelOperators)
     assert isinstance(choose_operators(CPU, torch.float32, int8=True), kernels.KernelOperators)
     assert type(choose_operators(CPU, torch.bfloat16, int8=False)) is DenseOperators
     assert type(choose_operators(torch.device("meta"), torch.float32, int8=False)) is DenseOperators
+
+
+def test_kernels_that_are_missing_or_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
+    for able, warnings in ((False, 0), (True, 1)):
+        monkeypatch.setattr(kernels, "_could_run", lambda able=able: able)
+        assert kernels.library.__wrapped__() is None
+        assert len(caplog.messages) == warnings
+    assert "install a C++ compiler" in caplog.text
     monkeypatch.setenv("CKTK_KERNELS", "0")
     assert kernels.library.__wrapped__() is None
+    assert len(caplog.messages) == 1
 
 
 def test_other_devices_are_refused() -> None:
