@@ -38,9 +38,9 @@ class BeamSearch:
     ``config.max_len_a * x + config.max_len_b`` tokens and the end-of-sentence token are the most that a source of x
     tokens gets; transformers' ``max_length`` counts the decoder start and the end too, so it is 2 more. ``min_len``
     likewise is transformers' ``min_length`` less 1. Output is never longer than the model has positions.
-    The weights are read once, by the first call; with quantization int8 they and what they are
-    multiplied with are rounded to 8-bit integers. The probabilities of ``others``, which have the same vocabulary, are
-    averaged with the model's. Only the tokens ``kept`` are written (None: all).
+    The weights are read once, by the first call; with quantization int8 they and what they are multiplied with are
+    rounded to 8-bit integers; ``compile`` has decoder steps fused by `torch.compile`. The probabilities of ``others``,
+    which have the same vocabulary, are averaged with the model's. Only the tokens ``kept`` are written (None: all).
     """
 
     def __init__(
@@ -63,9 +63,8 @@ class BeamSearch:
     @cached_property
     def _scorer(self) -> Scorer:
         kept = None if self._kept is None else torch.tensor(self._kept, device=self.model.device)
-        int8, candidates = self.config.quantization == "int8", 2 * self.config.beam
         scorers = [
-            ModelScorer(model, layout, candidates, int8=int8, kept=kept)
+            ModelScorer(model, layout, self.config, 2 * self.config.beam, kept=kept)
             for model, layout in ((self.model, self.layout), *self._others)
         ]
         return Ensemble(scorers) if self._others else scorers[0]

@@ -57,6 +57,11 @@ class SearchConfig:
         help="int8: multiply in 8-bit integers on a CPU: much faster with a large vocabulary, nearly the same output",
         choices=("none", "int8"),
     )
+    compile: bool = option(
+        False,
+        help="fuse the operators of decoder steps by torch.compile, for much work on a GPU: the first sentences of a "
+        "few shapes take a minute or more each",
+    )
     target_vocabulary: str | None = option(
         None,
         metavar="FILE",
@@ -74,6 +79,8 @@ class SearchConfig:
             raise ConfigError(f"--min-len {self.min_len} is more than --max-len-b {self.max_len_b}; lower one")
         if self.backend == "ctranslate2":
             self._check_ctranslate2()
+        if self.compile and self.quantization == "int8":
+            raise ConfigError("--compile does nothing for --quantization int8; leave one out")
         if self.sampling:
             self._check_sampling()
         else:
@@ -90,6 +97,7 @@ class SearchConfig:
             ("--diverse-beam-groups", self.groups > 1),
             ("--early-stopping never", self.early_stopping == "never"),
             ("--target-vocabulary", self.target_vocabulary is not None),
+            ("--compile", self.compile),
         ):
             if given:
                 raise ConfigError(f"--backend ctranslate2 has no {flag}; leave it out, or use --backend cktk")

@@ -13,7 +13,7 @@ beam descends from are given free.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from cktk.generation.operators.choice import choose_operators
 from cktk.generation.operators.contract import Linear, Operators
+from cktk.generation.operators.dense import DenseOperators
 from cktk.generation.weights import DecoderWeights, LayerWeights, read_weights
 from cktk.protocols import DecoderLayout
 
@@ -72,15 +73,15 @@ class DecoderState:
         self.slot_positions = self.slot_positions[sentences]
         self.own = [_with_room(cache[:, sentences, :, :used], self.capacity) for cache in self.own]
 
-    def open_slots(self, beams: int) -> slice:
-        """Make room for one step of ``beams`` beams and return its slots; each beam sees its own new slot."""
+    def open_slots(self, beams: int) -> tuple[int, int]:
+        """Make room for one step of ``beams`` beams; returns its slots (from, to). Each beam sees its own new one."""
         if self.ancestry.shape[2] + beams > self.capacity:
             self._make_room(beams)
         used = self.ancestry.shape[2]
         own = self.ancestry.new_full((beams, beams), float("-inf")).fill_diagonal_(0.0)
         self.ancestry = torch.cat([self.ancestry, own.expand(len(self.ancestry), -1, -1)], dim=2)
         self.slot_positions = F.pad(self.slot_positions, (0, beams), value=self.position)
-        return slice(used, used + beams)
+        return used, used + beams
 
     def _make_room(self, beams: int) -> None:
         """Drop the slots that no beam descends from any more; grow where that does not set half of them free.
@@ -111,16 +112,17 @@ def _with_room(kept: Tensor, capacity: int) -> Tensor:
 class IncrementalDecoder:
     """Steps through the decoder of a Hugging Face encoder-decoder, whose weights are read at construction.
 
-    The encoder runs through transformers. With ``int8`` all products are in 8-bit integers. Work inside
-    `torch.inference_mode`.
+    The encoder runs through transformers. With ``int8`` all products are in 8-bit integers; with ``compiled``
+    `torch.compile` fuses the layers. Work inside `torch.inference_mode`.
     """
 
-    def __init__(self, model: Any, layout: DecoderLayout, *, int8: bool = False) -> None:
-        self.operators = choose_operators(model.device, model.dtype, int8=int8)
+    def __init__(self, model: Any, layout: DecoderLayout, *, int8: bool = False, compiled: bool = False) -> None:
+        self.operators = DenseOperators() if compiled else choose_operators(model.device, model.dtype, int8=int8)
         self.weights: DecoderWeights = read_weights(model, layout, self.operators)
         encoder = model.get_encoder()
         self.encoder = int8_copy(encoder, self.operators) if int8 else encoder
         self.device: torch.device = self.weights.head.device
+        self._stack: Callable[..., Tensor] = torch.compile(self._layers, dynamic=True) if compiled else self._layers
         heads = self.weights.heads
         self._heads = (heads, self.weights.layers[0].self_out.features[0] // heads)
 
@@ -147,8 +149,7 @@ class IncrementalDecoder:
         if w.embedding_norm is not None:
             x = w.embedding_norm(x)
         mask = self._self_mask(state)
-        for index, layer in enumerate(w.layers):
-            x = self._layer(x, index, layer, state, slots, mask)
+        x = self._stack(x, state.own, state.cross, slots, mask, state.source_mask)
         state.position += 1
         return x if w.final_norm is None else w.final_norm(x)
 
@@ -163,18 +164,27 @@ class IncrementalDecoder:
         bias = table[:, distances].transpose(0, 1)[:, :, None]
         return bias if ancestry is None else ancestry + bias
 
-    def _layer(
-        self, x: Tensor, index: int, layer: LayerWeights, state: DecoderState, slots: slice, mask: Tensor | None
+    def _layers(
+        self,
+        x: Tensor,
+        own: list[Tensor],
+        cross: list[Tensor],
+        slots: tuple[int, int],
+        mask: Tensor | None,
+        source_mask: Tensor | None,
     ) -> Tensor:
-        pre, cache = self.weights.pre_norm, state.own[index]
-        mixed = layer.self_qkv(layer.self_norm(x) if pre else x)
-        own = layer.self_out(self.operators.append_and_attend(mixed, cache, slots, mask))
-        x = x + own if pre else layer.self_norm(x, own)
-        query = layer.cross_q(layer.cross_norm(x) if pre else x)
-        cross = layer.cross_out(self.operators.attend(query, state.cross[index], state.source_mask))
-        x = x + cross if pre else layer.cross_norm(x, cross)
-        ffn = layer.down(layer.up(layer.ffn_norm(x) if pre else x))
-        return x + ffn if pre else layer.ffn_norm(x, ffn)
+        """All layers, which write to ``slots`` of the caches ``own``; a function of tensors, which may be compiled."""
+        pre, compute = self.weights.pre_norm, self.operators
+        for layer, cache, source in zip(self.weights.layers, own, cross, strict=True):
+            mixed = layer.self_qkv(layer.self_norm(x) if pre else x)
+            written = layer.self_out(compute.append_and_attend(mixed, cache, slots, mask))
+            x = x + written if pre else layer.self_norm(x, written)
+            query = layer.cross_q(layer.cross_norm(x) if pre else x)
+            read = layer.cross_out(compute.attend(query, source, source_mask))
+            x = x + read if pre else layer.cross_norm(x, read)
+            ffn = layer.down(layer.up(layer.ffn_norm(x) if pre else x))
+            x = x + ffn if pre else layer.ffn_norm(x, ffn)
+        return x
 
     def _source_keys_values(self, layer: LayerWeights, states: Tensor) -> Tensor:
         batch, length, _ = states.shape

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from cktk.generation.configs import SearchConfig
 from cktk.generation.decoder import DecoderState, IncrementalDecoder
 from cktk.generation.head import OutputHead
 from cktk.generation.logits import Logits, tile_groups
@@ -53,9 +54,10 @@ class ModelScorer:
     """One model, whose weights are read here; see `Scorer`. Only ``kept`` tokens can be written, None: all."""
 
     def __init__(
-        self, model: Any, layout: DecoderLayout, candidates: int, *, int8: bool = False, kept: Tensor | None = None
+        self, model: Any, layout: DecoderLayout, config: SearchConfig, candidates: int, *, kept: Tensor | None = None
     ) -> None:
-        self._decoder = IncrementalDecoder(model, layout, int8=int8)
+        int8 = config.quantization == "int8"
+        self._decoder = IncrementalDecoder(model, layout, int8=int8, compiled=config.compile)
         self._head = OutputHead(self._decoder.weights, self._decoder.operators, candidates, kept=kept)
         self.device = self._decoder.device
         self.max_positions = self._decoder.weights.max_positions

@@ -75,10 +75,10 @@ class Operators(Protocol):
         """
         ...
 
-    def append_and_attend(self, mixed: Tensor, cache: Tensor, slots: slice, mask: Tensor | None) -> Tensor:
-        """Write keys and values of ``mixed`` (R, 3 a: query, key, value) to W ``slots``, then attend to all up to them.
+    def append_and_attend(self, mixed: Tensor, cache: Tensor, slots: tuple[int, int], mask: Tensor | None) -> Tensor:
+        """Write keys and values of ``mixed`` (R, 3 a: query, key, value) to ``slots`` (from, to); attend up to them.
 
-        ``cache`` (2, B, H, capacity, a / H) is contiguous; ``mask`` is for the slots up to ``slots.stop``.
+        ``cache`` (2, B, H, capacity, a / H) is contiguous; ``mask`` is for all slots up to these.
         """
         ...
 

@@ -118,12 +118,12 @@ class DenseOperators:
         keys, values = cache
         return _attend(query.view(len(keys), -1, keys.shape[1], keys.shape[3]).transpose(1, 2), keys, values, mask)
 
-    def append_and_attend(self, mixed: Tensor, cache: Tensor, slots: slice, mask: Tensor | None) -> Tensor:
+    def append_and_attend(self, mixed: Tensor, cache: Tensor, slots: tuple[int, int], mask: Tensor | None) -> Tensor:
         """See `Operators`."""
-        beams = slots.stop - slots.start
-        parts = mixed.view(-1, beams, 3, cache.shape[2], cache.shape[4]).permute(2, 0, 3, 1, 4)
-        cache[:, :, :, slots] = parts[1:]
-        keys, values = cache[:, :, :, : slots.stop]
+        start, stop = slots
+        parts = mixed.view(-1, stop - start, 3, cache.shape[2], cache.shape[4]).permute(2, 0, 3, 1, 4)
+        cache[:, :, :, start:stop] = parts[1:]
+        keys, values = cache[:, :, :, :stop]
         return _attend(parts[0], keys, values, mask)
 
     def keep_slots(self, cache: Tensor, slots: Tensor) -> None:

@@ -198,9 +198,9 @@ class KernelOperators:
         """See `Operators`."""
         return self._attend(query, cache, cache.shape[3], mask, fresh=-1)
 
-    def append_and_attend(self, mixed: Tensor, cache: Tensor, slots: slice, mask: Tensor | None) -> Tensor:
+    def append_and_attend(self, mixed: Tensor, cache: Tensor, slots: tuple[int, int], mask: Tensor | None) -> Tensor:
         """See `Operators`."""
-        return self._attend(mixed, cache, slots.stop, mask, fresh=slots.start)
+        return self._attend(mixed, cache, slots[1], mask, fresh=slots[0])
 
     def keep_slots(self, cache: Tensor, slots: Tensor) -> None:
         """See `Operators`."""

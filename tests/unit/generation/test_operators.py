@@ -231,7 +231,7 @@ def test_attention_appends_first(kind: str) -> None:
     before = cache.clone()
     mixed = torch.randn(batch * beams, 3 * heads * width, generator=draw)
     mask = random_mask((batch, 1, beams, used + beams), draw)
-    found = FLOAT[kind]().append_and_attend(mixed, cache, slice(used, used + beams), mask)
+    found = FLOAT[kind]().append_and_attend(mixed, cache, (used, used + beams), mask)
     fresh = mixed.view(batch, beams, 3, heads, width)[:, :, 1:].permute(2, 0, 3, 1, 4)
     expected = torch.cat([before[:, :, :, :used], fresh, before[:, :, :, used + beams :]], dim=3)
     assert torch.equal(cache, expected)
