@@ -18,6 +18,9 @@ from cktk.errors import DataError
 
 _BLOCK = 1 << 16
 
+#: Bytes of the longest line that is kept in memory until it ends.
+LONGEST_LINE = 1 << 24
+
 
 class ReadLine(NamedTuple):
     """A line, and when it was read (s, `time.perf_counter`)."""
@@ -78,6 +81,7 @@ class LiveLines:
     def _raw_lines(self) -> Iterator[bytes]:
         """Lines with their ends; all that were found are handed over before more are waited for."""
         begun: list[bytes] = []
+        length, number = 0, 1
         while True:
             self._hand_over()
             block = b"" if self._closed else _read_some(self._stream)
@@ -86,8 +90,14 @@ class LiveLines:
             *lines, rest = block.split(b"\n")
             for line in lines:
                 yield b"".join([*begun, line, b"\n"])
-                begun = []
+                begun, length, number = [], 0, number + 1
             begun.append(rest)
+            length += len(rest)
+            if length > LONGEST_LINE:
+                raise DataError(
+                    f"{self._name}:{number}: more than {LONGEST_LINE >> 20} MiB without an end of the line; "
+                    "break the text into lines"
+                )
         if any(begun):
             yield b"".join(begun)
 

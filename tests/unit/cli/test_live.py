@@ -12,6 +12,7 @@ from typing import IO, Any
 import pytest
 
 from cktk.errors import DataError
+from cktk_cli import live
 from cktk_cli.live import LiveLines, live_lines
 
 
@@ -118,3 +119,14 @@ def test_files_and_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(DataError, match="stdin: is closed; name a file with --input"):
         live_lines("-", 4)
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines before it are handed out; no more is read than is kept."""
+    monkeypatch.setattr(live, "LONGEST_LINE", 1 << 20)
+    stream: Any = Blocks(iter([b"first\nsecond\n", *[b"a" * (1 << 16)] * 100]))
+    windows = LiveLines(stream, "it", 100, full=True).windows()
+    assert [line.text for line in next(windows)] == ["first", "second"]
+    with pytest.raises(DataError, match=r"^it:3: more than 1 MiB without an end of the line; break the text"):
+        next(windows)
+    assert stream.looks < 20
