@@ -53,10 +53,11 @@ def make_step(settings: Settings, models: Models, world: World) -> tuple[Step, T
     return step, step.teacher
 
 
-def make_stages(models: Models, step: Step) -> Stages | None:
+def make_stages(models: Models, step: Step, updates: UpdateConfig) -> Stages | None:
     """What takes a staged criterion through its stages; None for all others.
 
-    Raises `ConfigError` where a stage is to train the output head alone and that is tied to the embeddings.
+    Raises `ConfigError` where a stage is to train the output head alone and that is tied to the embeddings, and where
+    training ends before the last stage.
     """
     if not isinstance(step.criterion, StagedCriterion):
         return None
@@ -67,6 +68,12 @@ def make_stages(models: Models, step: Step) -> Stages | None:
         raise ConfigError(
             f"--freeze-body-at-end: the output head of this {type(student).__name__} is tied to its embeddings, so "
             "nothing would be left to train; leave it out"
+        )
+    before = step.criterion.epochs_before_last
+    if before is not None and 0 < updates.max_epoch <= before:
+        raise ConfigError(
+            f"--max-epoch {updates.max_epoch} ends before the last stage, which trains the output head and begins "
+            f"after {before} epochs of --stage-epochs; give more epochs, or less to each stage"
         )
     return Stages(step.criterion, [parameter for parameter in student.parameters() if id(parameter) not in own])
 

@@ -120,7 +120,7 @@ def build(settings: Settings, world: World, checkpoint: Checkpoint | None) -> tu
         save_student=partial(write_model, models.student, models.tokenizer),
         average=WeightAverage(step.student, updates.ema_decay) if updates.store_ema else None,
         world=world,
-        stages=make_stages(models, step),
+        stages=make_stages(models, step, updates),
     )
     trainer = Trainer(parts, updates, settings.section(CheckpointConfig), validation)
     if checkpoint:

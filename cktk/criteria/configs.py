@@ -150,6 +150,10 @@ class InternalKdConfig(LayerMapConfig):
             "--keep-internal-at-end trains the body, --freeze-body-at-end does not: choose one": (
                 self.keep_internal_at_end and self.freeze_body_at_end
             ),
+            "--keep-internal-at-end: --procedure all then has nothing to leave, so --stage-epochs and "
+            "--cosine-threshold say nothing; leave them out": (
+                self.procedure == "all" and self.keep_internal_at_end and ends
+            ),
             "--freeze-body-at-end: --procedure all does not end; give --stage-epochs or --cosine-threshold": (
                 self.freeze_body_at_end and not ends
             ),

@@ -1,4 +1,4 @@
-"""``--dry-run``: one micro-batch through everything, and what it says about memory."""
+"""``--dry-run``: one micro-batch through everything, all stages included, and what it says about memory."""
 
 from __future__ import annotations
 
@@ -19,14 +19,23 @@ _MIB = 2**20
 
 
 def dry_run(parts: Parts, matching: Sequence[str]) -> None:
-    """Run one update of one micro-batch, and print ``matching``, the figures of the loss and a memory estimate."""
+    """Run one update of one micro-batch, of each stage where there are several.
+
+    Prints ``matching``, the figures of the loss and a memory estimate.
+    """
     batches = parts.data.next_update(1)
     if not batches:
         raise DataError("the training split is empty")
     start = time.perf_counter()
     teacher = parts.updater.teacher
-    states = teacher.states(batches[0].to(parts.world.device)).nbytes if teacher else 0
-    result = parts.updater.run(batches, 0, parts.schedule(0, math.inf))
+    states = 0
+    while True:
+        if teacher:
+            states = max(states, teacher.states(batches[0].to(parts.world.device)).nbytes)
+        result = parts.updater.run(batches, 0, parts.schedule(0, math.inf))
+        if parts.stages is None or parts.stages.last:
+            break
+        parts.stages.next()
     seconds = time.perf_counter() - start
     if not parts.world.is_main:
         return

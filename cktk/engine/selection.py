@@ -30,9 +30,9 @@ class BestTracker:
         """Whether the last ``patience`` validations all failed to improve."""
         return 0 < self._patience <= self._stale
 
-    def renew_patience(self) -> None:
-        """Begin to count anew."""
-        self._stale = 0
+    def begin_anew(self) -> None:
+        """Forget all validations so far: what comes is compared with what comes."""
+        self.best, self._stale = None, 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"metric": self.metric, "best": self.best, "stale": self._stale}

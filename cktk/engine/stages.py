@@ -37,6 +37,16 @@ class Stages:
         """``stage 2 of 7 (encoder layer 2)``."""
         return f"stage {self._criterion.stage} of {len(self._criterion.plan)} ({self.name})"
 
+    @property
+    def epochs_before_last(self) -> int | None:
+        """After how many epochs the last stage begins; None where that depends on losses."""
+        return self._criterion.epochs_before_last
+
+    def next(self) -> None:
+        """Go on to the next stage, whatever the rule says."""
+        self._criterion.next_stage()
+        self._freeze()
+
     def figures(self) -> dict[str, float]:
         """Numbers to log where a stage begins."""
         return self._criterion.stage_figures()

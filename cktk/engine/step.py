@@ -80,6 +80,13 @@ class StagedCriterion(Protocol):
     def end_epoch(self) -> bool:
         """An epoch is over; whether that ends the stage."""
 
+    def next_stage(self) -> None:
+        """Go on to the next stage, whatever the rule says."""
+
+    @property
+    def epochs_before_last(self) -> int | None:
+        """After how many epochs the last stage begins; None where that depends on losses."""
+
     def stage_figures(self) -> dict[str, float]:
         """Numbers to log where a stage begins."""
 

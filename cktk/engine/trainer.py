@@ -31,6 +31,7 @@ from cktk.engine.stages import Stages
 from cktk.engine.update import Updater, UpdateResult
 from cktk.engine.validation import Validator
 from cktk.protocols import Batch
+from cktk.utils.log import logger
 from cktk.utils.run_layout import BEST, LAST
 
 
@@ -103,6 +104,8 @@ class Trainer:
             stop = False
             while not (stop or self.finished()):
                 stop = self._one_update()
+            if self.parts.world.is_main and self.parts.stages and not (stop or self.parts.stages.last):
+                logger.warning("training ended in %s: its last stage never came; train longer", self.parts.stages.words)
             if self._unsaved:
                 # The last weights may be the best; after a signal or at the end of the time there is none to look.
                 self._validate_and_save(self.parts.data.epoch, validate=not stop, save=True, epoch_end=False)
@@ -213,7 +216,7 @@ class Trainer:
     def _validate_and_save(self, epoch: int, validate: bool, save: bool, epoch_end: bool) -> None:
         improved = validate and self._validate(epoch)
         if epoch_end and self.parts.stages and self.parts.stages.end_epoch():
-            self._best.renew_patience()
+            self._best.begin_anew()
             self._tell_stage()
         if save or improved:
             self._save(epoch, epoch_end, improved)

@@ -40,7 +40,7 @@ def attention_figure(maps: Maps) -> Figure:
 def _write_tokens(axes: Axes, maps: Maps, each: Map) -> None:
     title = f"{each.name}, layer {each.layer}"
     if each.kl is not None:
-        title += f"\nKL(teacher ‖ student) {each.kl:.3f} nats"
+        title += f"\nKL(teacher ‖ student) {each.kl:.3g} nats"
     axes.set_title(title, fontsize=9, fontweight="normal")
     axes.set_xticks(range(len(maps.keys)), maps.keys, rotation=90, fontsize=8)
     axes.set_xlabel("token looked at")

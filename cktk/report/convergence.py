@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from cktk.errors import ConfigError
 from cktk.report.results import Result
-from cktk.report.runs import Stage
+from cktk.report.runs import Run, Stage
 from cktk.report.style import Look, legend, looks
 from cktk.utils.words import alternatives
 
@@ -22,15 +22,23 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 
+class Course(NamedTuple):
+    """The stages that a run, or all of several seeds, went through, and the epoch that it ended in."""
+
+    seed: str
+    stages: Sequence[Stage]
+    end: float
+
+
 @dataclass(frozen=True)
 class Curve:
-    """Mean (n,) and standard deviation (n,) of the seeds of a run at ``epochs`` (n,); ``stages`` are those of each."""
+    """Mean (n,) and standard deviation (n,) of the seeds of a run at ``epochs`` (n,); ``courses`` are those of each."""
 
     epochs: Floats
     mean: Floats
     spread: Floats
     seeds: int
-    stages: Sequence[tuple[str, Sequence[Stage]]]
+    courses: Sequence[Course]
 
 
 def curves(groups: Mapping[str, Sequence[Result]], metric: str) -> dict[str, Curve]:
@@ -58,14 +66,14 @@ def _curve(results: Sequence[Result], metric: str) -> Curve:
         grid = found[0][0][:1]
     read = np.stack([np.interp(grid, *curve) for curve in found])
     spread = read.std(axis=0, ddof=1) if len(found) > 1 else np.zeros(len(grid))
-    return Curve(grid, read.mean(axis=0), spread, len(found), _stages(results))
+    return Curve(grid, read.mean(axis=0), spread, len(found), _courses([result.run for result in results]))
 
 
-def _stages(results: Sequence[Result]) -> list[tuple[str, Sequence[Stage]]]:
+def _courses(runs: Sequence[Run]) -> list[Course]:
     """The stages of the seeds, once where all seeds went through them at the same epochs."""
-    staged = [(f"seed {result.run.seed}", result.run.stages) for result in results if result.run.stages]
-    alike = all(stages == staged[0][1] for _, stages in staged)
-    return [("", staged[0][1])] if staged and alike else list(staged)
+    staged = [Course(f"seed {run.seed}", run.stages, float(len(run.epoch_ends))) for run in runs if run.stages]
+    alike = all(course[1:] == staged[0][1:] for course in staged)
+    return [staged[0]._replace(seed="")] if staged and alike else staged
 
 
 def convergence_figure(found: Mapping[str, Curve], title: str, y_title: str) -> Figure:
@@ -74,7 +82,7 @@ def convergence_figure(found: Mapping[str, Curve], title: str, y_title: str) -> 
     from matplotlib.ticker import MaxNLocator
 
     drawn = dict(zip(found, looks(len(found)), strict=True))
-    bars = [(f"{name} {seed}".strip(), drawn[name], s) for name, curve in found.items() for seed, s in curve.stages]
+    bars = [(f"{name} {c.seed}".strip(), drawn[name], c) for name, curve in found.items() for c in curve.courses]
     heights = [4.2] + ([0.34 * len(bars) + 0.1] if bars else [])
     figure = Figure(figsize=(8.8, sum(heights) + 0.5))
     panels: Any = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})
@@ -102,16 +110,16 @@ def _draw(axes: Axes, name: str, curve: Curve, look: Look) -> None:
     if curve.seeds > 1:
         low, high = curve.mean - curve.spread, curve.mean + curve.spread
         axes.fill_between(curve.epochs, low, high, color=look.color, alpha=0.15, linewidth=0)
-    for _, stages in curve.stages:
-        for stage in stages[1:]:
+    for course in curve.courses:
+        for stage in course.stages[1:]:
             line = axes.axvline(stage.begins, color=look.color, linestyle=(0, (2, 3)), linewidth=0.9, zorder=1)
             line.set_gid(f"switch {name} {stage.number}")
 
 
-def _draw_stages(axes: Axes, bars: Sequence[tuple[str, Look, Sequence[Stage]]], last: float) -> None:
+def _draw_stages(axes: Axes, bars: Sequence[tuple[str, Look, Course]], last: float) -> None:
     """A bar a run, cut where a stage ends, with the stages' names inside as far as they fit."""
-    for place, (_, look, stages) in enumerate(bars):
-        ends = [stage.begins for stage in stages[1:]] + [last]
+    for place, (_, look, (_, stages, end)) in enumerate(bars):
+        ends = [stage.begins for stage in stages[1:]] + [max(end, stages[-1].begins)]
         sides = any(stage.name.startswith("decoder") for stage in stages)
         for stage, end in zip(stages, ends, strict=True):
             width = end - stage.begins

@@ -78,12 +78,14 @@ class Run:
 
     @property
     def best(self) -> Mapping[str, Any]:
-        """The validation that chose the best checkpoint."""
+        """The validation that chose the best checkpoint: of those of the last stage that was validated."""
         settings = self._validation
         tracker = BestTracker(settings.best_checkpoint_metric, settings.maximize_best_checkpoint_metric, 0)
         best = self.validations[0]
-        for record in self.validations:
-            if settings.best_checkpoint_metric in record and tracker.improved(record):
+        for record in self.records:
+            if record["group"] == "stage":
+                tracker.begin_anew()
+            elif record["group"] == "valid" and settings.best_checkpoint_metric in record and tracker.improved(record):
                 best = record
         return best
 
@@ -175,9 +177,13 @@ def _epoch_ends(records: Sequence[Mapping[str, Any]], newest: Mapping[str, Any])
     at its end says so; otherwise it is taken to be as long as those before were in the mean.
     """
     last: dict[int, int] = {}
+    switched: dict[int, float] = {}
     for record in records:
-        if record["group"] != "stage":  # a stage's line names the epoch that is to come
-            last[int(record.get("epoch", 1))] = record["update"]
+        epoch = int(record.get("epoch", 1))
+        if record["group"] != "stage":
+            last[epoch] = record["update"]
+        elif epoch > 1:  # the line of a stage stands between two epochs, and names the one that is to come
+            switched[epoch - 1] = float(record["update"])
     if not last:
         return []
     final = max(last)
@@ -186,6 +192,7 @@ def _epoch_ends(records: Sequence[Mapping[str, Any]], newest: Mapping[str, Any])
         known[final] = float(newest["update"])
     elif earlier := max((epoch for epoch in last if epoch < final), default=0):
         known[final] = max(known[final], known[earlier] * final / earlier)
+    known = dict(sorted({**known, **switched}.items()))
     ends: list[float] = np.interp(np.arange(1, final + 1), list(known), list(known.values())).tolist()
     return ends
 

@@ -115,6 +115,15 @@ class InternalKd(nn.Module):
         """An epoch is over; whether that ends the stage."""
         return self._schedule.end_epoch()
 
+    def next_stage(self) -> None:
+        """Go on to the next stage, whatever the rule says."""
+        self._schedule.advance()
+
+    @property
+    def epochs_before_last(self) -> int | None:
+        """After how many epochs the last stage begins; None where that depends on losses."""
+        return self._schedule.epochs_before_last
+
     def stage_figures(self) -> dict[str, float]:
         """The stage's number, how many there are, and the mean loss of first positions in the last epoch."""
         figures: dict[str, float] = {"stage": self.stage, "stages": self._schedule.stages}

@@ -34,6 +34,13 @@ class StageSchedule:
         """Whether this is the last stage."""
         return self.stage == len(self._limits)
 
+    @property
+    def epochs_before_last(self) -> int | None:
+        """After how many epochs the last stage begins; None where that depends on losses."""
+        if self._threshold:
+            return None
+        return sum(limit for limit in self._limits if limit is not None) if None not in self._limits else None
+
     def observe(self, loss: float, weight: float) -> None:
         """Take in a loss that is the mean over ``weight`` things; one that is not finite counts for nothing."""
         if math.isfinite(loss) and weight > 0:
@@ -51,8 +58,13 @@ class StageSchedule:
         low = self.loss is not None and self.loss < self._threshold
         if not low and (limit is None or self.epochs < limit):
             return False
-        self.stage, self.epochs = self.stage + 1, 0
+        self.advance()
         return True
+
+    def advance(self) -> None:
+        """Go on to the next stage, whatever the rule says; the last one stays."""
+        if not self.last:
+            self.stage, self.epochs = self.stage + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -19,12 +19,14 @@ from cktk.errors import ConfigError
 from cktk.protocols import Matching
 from tests.unit.engine import parts
 from tests.unit.engine.internal import at_stage, bart_batch, bert, bert_batch, naive_loss
+from tests.unit.engine.test_t5 import t5_in_float64
 
 E1, E2, D1, D2 = ("encoder", 1), ("encoder", 2), ("decoder", 1), ("decoder", 2)
 MODELS: dict[str, tuple[Any, Any]] = {
     "bert": (bert, bert_batch),
     "bert, heads": (partial(bert, student_heads=4), bert_batch),
     "bart": (parts.bart, bart_batch),
+    "t5": (t5_in_float64, bart_batch),
 }
 # Models, student's width, procedure, and by stage what is matched and whether the head is trained.
 CASES = [
@@ -34,6 +36,8 @@ CASES = [
     ("bert", 8, "stacked", [([E1], False), ([E1, E2], False), ([], True)]),
     ("bert, heads", 16, "progressive", [([E1], False), ([E2], False), ([], True)]),
     ("bart", 16, "progressive", [([E1], False), ([E2], False), ([D1], False), ([D2], False), ([], True)]),
+    ("t5", 16, "all", [([E1, E2, D1, D2], True), ([], True)]),
+    ("t5", 8, "stacked", [([E1], False), ([E1, E2], False), ([E1, E2, D1], False), ([E1, E2, D1, D2], False)]),
     ("bart", 8, "stacked", [([E1], False), ([E1, E2], False), ([E1, E2, D1], False), ([E1, E2, D1, D2], False)]),
 ]
 STAGES = [
@@ -185,6 +189,7 @@ def test_the_losses_of_the_present_layer_decide() -> None:
         ({"cls_weight": 0.0, "cosine_threshold": 0.1}, "give --stage-epochs instead"),
         ({"keep_internal_at_end": True, "freeze_body_at_end": True, "stage_epochs": (1,)}, "choose one"),
         ({"freeze_body_at_end": True}, "--procedure all does not end"),
+        ({"keep_internal_at_end": True, "stage_epochs": (1,)}, "then has nothing to leave"),
         ({"procedure": "stacked", "stage_epochs": (1, 2, 3)}, "3 numbers, but there are 2 stages before the last"),
     ],
 )

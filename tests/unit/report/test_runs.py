@@ -28,7 +28,8 @@ def test_a_run_says_what_it_was(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [50.0, 62.5, 61.0], seed=4, subset=30, stages=stages, more={"kl/en": 2.0})
     run = read_run(folder)
     assert (run.seed, run.rows, run.metric, run.split) == (4, 30, "accuracy", "valid")
-    assert run.best["update"] == 20 and run.best["accuracy"] == 62.5
+    # The head's turn came in epoch 3: those before are of a student whose head was not trained yet.
+    assert run.best["update"] == 30 and run.best["accuracy"] == 61.0
     assert run.curve("accuracy") == ([1.0, 2.0, 3.0], [50.0, 62.5, 61.0])
     assert run.curve("bleu") == ([], [])
     assert run.figures == ["accuracy", "loss", "kl/en"]
@@ -58,6 +59,18 @@ def test_updates_are_places_in_epochs(lengths: list[int], interval: int, over: b
     found = _epoch_ends(records, newest)
     assert found[:-1] == ends[:-1]
     assert found[-1] == ends[-1] if over else found[-1] >= done - interval
+
+
+def test_a_stage_begins_where_an_epoch_ends() -> None:
+    """Also where lines are few: its own line says after how many updates that was."""
+    records = [
+        {"group": "stage", "update": 0, "epoch": 1},
+        {"group": "train", "update": 9, "epoch": 1},
+        {"group": "stage", "update": 15, "epoch": 2},
+        {"group": "valid", "update": 30, "epoch": 2},
+        {"group": "train", "update": 36, "epoch": 3},
+    ]
+    assert _epoch_ends(records, {"epoch": 3, "epoch_end": True, "update": 45}) == [15, 30, 45]
 
 
 def test_epochs_without_a_line_lie_between(tmp_path: Path) -> None:

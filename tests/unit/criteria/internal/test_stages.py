@@ -73,6 +73,25 @@ def test_continued_is_uninterrupted_wherever_it_stopped(limits, threshold, epoch
     assert (first if stop == len(events) else second).state_dict() == whole.state_dict()
 
 
+@given(st.lists(st.one_of(st.none(), st.integers(1, 4)), max_size=4), THRESHOLDS)
+def test_the_last_stage_begins_when_it_was_said_to(limits, threshold) -> None:
+    schedule = StageSchedule(limits, threshold)
+    said = schedule.epochs_before_last
+    assert (said is None) == (bool(threshold) or None in limits)
+    if said is not None:
+        lasts = [schedule.last] + [play(schedule, [[]]) and schedule.last for _ in range(said)]
+        assert lasts == [False] * said + [True]
+
+
+def test_a_stage_can_be_passed_over() -> None:
+    schedule = StageSchedule([None, 3])
+    found = [schedule.stage]
+    for _ in range(3):
+        schedule.advance()
+        found.append(schedule.stage)
+    assert found == [0, 1, 2, 2]
+
+
 def test_what_is_not_finite_counts_for_nothing() -> None:
     schedule = StageSchedule([None], 0.5)
     for loss in (float("nan"), float("inf"), 0.4):
