@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cktk.errors import ConfigError
 from cktk.generation.beam import Ids, length_batches, padded
+from cktk.generation.decoder import evaluating
 from cktk.generation.special_tokens import SpecialTokens
 from cktk.protocols import DecoderLayout, Hypothesis
 
@@ -77,7 +78,7 @@ class Aligner:
         """
         special = SpecialTokens.of(self._model, decoder_start, None)
         found = [list(nbest) for nbest in hypotheses]
-        with _evaluating(self._model):
+        with evaluating(self._model):
             for rows in length_batches([len(source) for source in sources], max_tokens, batch_size):
                 ids, mask = padded([sources[row] for row in rows], special.pad, self._model.device)
                 memory = self._encoder(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -128,15 +129,3 @@ def _kept_output(module: torch.nn.Module) -> Iterator[list[Tensor]]:
     kept: list[Tensor] = []
     with module.register_forward_hook(lambda _module, _inputs, output: kept.append(output)):
         yield kept
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Without dropout while inside; afterwards every part is in the mode that it was in."""
-    training = [part for part in model.modules() if part.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -57,6 +58,8 @@ class BeamSearch:
         self.layout = layout
         self._others = others
         self._kept = None if kept is None else sorted(kept)
+        # Buffers are used again from step to step.
+        self._turn = threading.Lock()
         if config.quantization == "int8":
             check_int8(model.device)
 
@@ -92,21 +95,23 @@ class BeamSearch:
         sentences.
         ``on_progress`` is told how many sentences were finished.
 
-        Raises `DataError` for a source or prefix that the model cannot hold.
+        Raises `DataError` for a source or prefix that the model cannot hold. Threads that share a search wait for one
+        another.
         """
         special = SpecialTokens.of(self.model, decoder_start, forced_bos)
         constraints = Constraints(self.config, special)
         prompts = self._prompts(special, prefixes, len(sources))
-        self._check_lengths(sources, prompts)
         found: list[list[Hypothesis]] = [[] for _ in sources]
-        for rows in length_batches([len(source) for source in sources], max_tokens, batch_size):
-            batch = [sources[row] for row in rows]
-            before = [context[row] if context else 0 for row in rows]
-            limits = self._limits(rows, batch, [prompts[row] for row in rows], before)
-            for row, hypotheses in self._search(constraints, batch, limits):
-                found[row] = hypotheses
-                if on_progress is not None:
-                    on_progress(1)
+        with self._turn:
+            self._check_lengths(sources, prompts)
+            for rows in length_batches([len(source) for source in sources], max_tokens, batch_size):
+                batch = [sources[row] for row in rows]
+                before = [context[row] if context else 0 for row in rows]
+                limits = self._limits(rows, batch, [prompts[row] for row in rows], before)
+                for row, hypotheses in self._search(constraints, batch, limits):
+                    found[row] = hypotheses
+                    if on_progress is not None:
+                        on_progress(1)
         return found
 
     def _search(

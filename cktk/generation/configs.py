@@ -107,8 +107,13 @@ class SearchConfig:
             raise ConfigError(
                 f"--sampling and --beam {self.beam} exclude each other: add --beam 1 (and --nbest N for N samples)"
             )
-        if self.groups > 1:
-            raise ConfigError("--sampling and --diverse-beam-groups exclude each other; give one")
+        for flag, given in (
+            ("--diverse-beam-groups", self.groups > 1),
+            ("--diverse-beam-strength", self.diverse_beam_strength != 0.5),
+            ("--early-stopping", self.early_stopping != "false"),
+        ):
+            if given:
+                raise ConfigError(f"--sampling and {flag} exclude each other; give one")
         if self.sampling_topk == 0:
             raise ConfigError("--sampling-topk 0 leaves no token; give -1 to draw from all")
         if -1 < self.sampling_topp <= 0:
@@ -123,9 +128,12 @@ class SearchConfig:
             ("--sampling-topk", self.sampling_topk != -1),
             ("--sampling-topp", self.sampling_topp != -1),
             ("--temperature", self.temperature != 1),
+            ("--seed", self.seed != 1),
         ):
             if given:
                 raise ConfigError(f"{flag} is only looked at with --sampling; add it")
+        if self.groups == 1 and self.diverse_beam_strength != 0.5:
+            raise ConfigError("--diverse-beam-strength is only looked at with --diverse-beam-groups; add it")
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ class IncrementalDecoder:
 
     def start(self, input_ids: Tensor, attention_mask: Tensor | None) -> DecoderState:
         """Encode sources (B, S); ``attention_mask`` (B, S) is None where nothing is padded."""
-        with _evaluating(self.encoder):
+        with evaluating(self.encoder):
             states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         cross = [self._source_keys_values(layer, states) for layer in self.weights.layers]
         mask = None
@@ -218,7 +218,7 @@ def int8_copy(encoder: torch.nn.Module, operators: Operators) -> torch.nn.Module
 
 
 @contextmanager
-def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
     """Switch off dropout inside ``module`` for a while; afterwards every part is in the mode that it was in."""
     training = [part for part in module.modules() if part.training]
     module.eval()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import sysconfig
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,10 +19,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cktk.generation.logits import best_columns
 from cktk.generation.operators.contract import Activation, Linear, Norm, TileProduct, gelu_tanh
 from cktk.generation.operators.int8 import quantised
 
 _log = logging.getLogger(__name__)
+
+#: Of the compiled functions; as in kernels.cpp.
+VERSION = 1
+
+#: Of so many candidates and more PyTorch finds the best: the kernel puts each one into a list by itself.
+MANY = 64
 
 #: Outputs of a panel of weights, and what rows of integers are padded to; as in products.h.
 PANEL = 32
@@ -34,18 +42,18 @@ _POINTER, _SIZE, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _PRODUCT = [_POINTER, _SIZE, _SIZE]
 _OUTPUT = [_SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER]
 _SIGNATURES: dict[str, list[Any]] = {
-    "cktk_linear": [*_PRODUCT, _POINTER, _POINTER, _SIZE, _INT, _POINTER, _INT],
-    "cktk_linear_int8": [*_PRODUCT, _POINTER, _POINTER, _POINTER, _SIZE, _INT, _POINTER, _INT, _INT],
-    "cktk_logits": [*_PRODUCT, _POINTER, _POINTER, *_OUTPUT, _INT],
-    "cktk_logits_int8": [*_PRODUCT, _POINTER, _POINTER, _POINTER, *_OUTPUT, _INT, _INT],
-    "cktk_best": [*[_POINTER] * 3, *[_SIZE] * 5, *[_POINTER] * 3],
-    "cktk_norm": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER, ctypes.c_float, _POINTER],
-    "cktk_attend": [
+    "linear": [*_PRODUCT, _POINTER, _POINTER, _SIZE, _INT, _POINTER, _INT],
+    "linear_int8": [*_PRODUCT, _POINTER, _POINTER, _POINTER, _SIZE, _INT, _POINTER, _INT, _INT],
+    "logits": [*_PRODUCT, _POINTER, _POINTER, *_OUTPUT, _INT],
+    "logits_int8": [*_PRODUCT, _POINTER, _POINTER, _POINTER, *_OUTPUT, _INT, _INT],
+    "best": [*[_POINTER] * 3, *[_SIZE] * 5, *[_POINTER] * 3],
+    "norm": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER, ctypes.c_float, _POINTER],
+    "attend": [
         *(_POINTER, _SIZE, _POINTER, _POINTER),
         *(_SIZE, _SIZE, _SIZE, _SIZE, _SIZE, _SIZE),
         *(_POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _INT),
     ],
-    "cktk_keep_slots": [_POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE, _INT],
+    "keep_slots": [_POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER, _SIZE, _INT],
 }
 
 
@@ -55,20 +63,22 @@ Kernel = Callable[..., None]
 class Library:
     """The compiled kernels; ``amx`` says whether the processor multiplies tiles of integers."""
 
+    linear: Kernel
+    linear_int8: Kernel
+    logits: Kernel
+    logits_int8: Kernel
+    best: Kernel
+    norm: Kernel
+    attend: Kernel
+    keep_slots: Kernel
+
     def __init__(self, compiled: ctypes.CDLL, amx: bool) -> None:
         self.compiled = compiled
         self.amx = amx
         for name, arguments in _SIGNATURES.items():
-            function = getattr(compiled, name)
+            function = getattr(compiled, f"cktk_{name}")
             function.argtypes, function.restype = arguments, None
-        self.linear = compiled.cktk_linear
-        self.linear_int8 = compiled.cktk_linear_int8
-        self.logits = compiled.cktk_logits
-        self.logits_int8 = compiled.cktk_logits_int8
-        self.best = compiled.cktk_best
-        self.norm = compiled.cktk_norm
-        self.attend = compiled.cktk_attend
-        self.keep_slots = compiled.cktk_keep_slots
+            setattr(self, name, function)
 
 
 @cache
@@ -76,17 +86,22 @@ def library() -> Library | None:
     """The kernels; None where they were not compiled, the processor cannot run them, or the user does not want them."""
     if os.environ.get("CKTK_KERNELS") == "0":
         return None
-    built = next(Path(__file__).parent.glob("_kernels*.so"), None)
-    if built is None:
-        if _could_run():
-            _log.warning(
-                "generation is slower than it could be: its kernels were not compiled; install a C++ compiler (g++) "
-                "and cktk once more, or set CKTK_KERNELS=0 to read this no more"
-            )
-        return None
-    compiled = ctypes.CDLL(str(built))
-    level = compiled.cktk_level()
-    return Library(compiled, amx=level > 1) if level > 0 else None
+    built = Path(__file__).parent / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}"
+    try:
+        compiled = ctypes.CDLL(str(built))
+        if compiled.cktk_version() == VERSION:
+            level = compiled.cktk_level()
+            return Library(compiled, amx=level > 1) if level > 0 else None
+        reason = "are those of another version of cktk"
+    except (OSError, AttributeError):
+        reason = "cannot be loaded" if built.exists() else "were not compiled"
+    if _could_run():
+        _log.warning(
+            "generation is slower than it could be: its kernels %s; install cktk once more, with a C++ compiler (g++) "
+            "at hand, or set CKTK_KERNELS=0 to read this no more",
+            reason,
+        )
+    return None
 
 
 def _could_run() -> bool:
@@ -186,6 +201,8 @@ class KernelOperators:
 
     def best(self, tiles: Tensor, maxima: Tensor, offsets: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """See `Operators`."""
+        if count >= MANY:
+            return best_columns(tiles, maxima, offsets, count)
         offsets = offsets.contiguous()
         batch, beams = offsets.shape
         scores, places = offsets.new_empty(batch, count), torch.empty(2, batch, count, dtype=torch.long)

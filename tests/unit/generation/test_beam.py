@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -358,3 +359,11 @@ def test_another_kind_of_decoder_by_its_layout() -> None:
     found = BeamSearch(model, config, layout).generate(sources)
     assert_same(found, reference(model, sources, num_beams=3, max_length=14, no_repeat_ngram_size=2))
     assert len({best.tokens for (best,) in found}) > 2
+
+
+def test_threads_may_share_a_search() -> None:
+    search = beam_search(tiny("bart", 1), SearchConfig(beam=3, max_len_b=12))
+    inputs = [random_sources(seed) for seed in range(6)]
+    expected = [search.generate(sources) for sources in inputs]
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(search.generate, inputs)) == expected

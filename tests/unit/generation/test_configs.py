@@ -19,6 +19,12 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"beam": 1, "sampling_topk": 5}, "--sampling-topk is only looked at with --sampling; add it"),
     ({"sampling_topp": 0.5}, "--sampling-topp is only looked at with --sampling; add it"),
+    ({"seed": 2}, "--seed is only looked at with --sampling; add it"),
+    ({"diverse_beam_strength": 3.0}, "--diverse-beam-strength is only looked at with --diverse-beam-groups; add it"),
+    (
+        {"sampling": True, "beam": 1, "early_stopping": "true"},
+        "--sampling and --early-stopping exclude each other; give one",
+    ),
     ({"temperature": 0.5}, "--temperature is only looked at with --sampling; add it"),
     ({"sampling": True, "beam": 1, "sampling_topk": 0}, "--sampling-topk 0 leaves no token; give -1 to draw from all"),
     ({"sampling": True, "beam": 1, "sampling_topp": 0}, "--sampling-topp 0 leaves no token; give -1 to draw from all"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shutil
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -171,7 +172,7 @@ def test_the_best_by_kernels_are_those_by_torch(seed: int) -> None:
     tiles = torch.randperm(size, generator=draw).float().view(count, -1, width)
     tiles[torch.rand(tiles.shape, generator=draw) < 0.9] = NEVER
     maxima, offsets = tiles.amax(dim=2), 100 * torch.rand(batch, beams, generator=draw)
-    for wanted in (1, 8, beams * count * width):
+    for wanted in (1, 8, min(kernels.MANY - 1, beams * count * width), beams * count * width):
         scores, parents, columns = own(int8=False).best(tiles, maxima, offsets, wanted)
         expected = best_columns(tiles, maxima, offsets, wanted)
         assert torch.equal(scores, expected[0])
@@ -256,18 +257,57 @@ def test_choice() -> None:
     assert type(choose_operators(torch.device("meta"), torch.float32, int8=False)) is DenseOperators
 
 
-def test_kernels_that_are_missing_or_not_wanted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("kind", ["kernels", "vnni", "amx"])
+def test_nan_is_not_hidden(kind: str) -> None:
+    """A student that has diverged must not look healthy."""
+    operators, draw = {**FLOAT, **INT8}[kind](), generator(8)
+    x = torch.randn(20, 48, generator=draw)
+    x[3, 5] = torch.nan
+    for activation in (None, F.relu, F.gelu, gelu_tanh, F.silu):
+        found = operators.linear(torch.randn(40, 48, generator=draw), None, activation)(x)
+        assert bool(found[3].isnan().all()) and not bool(found[:3].isnan().any() or found[4:].isnan().any())
+    assert bool(operators.norm(torch.ones(48), torch.zeros(48), 1e-5)(x)[3].isnan().all())
+    tiles, maxima = torch.empty(2, 20, 32), torch.empty(2, 20)
+    normaliser = operators.tiles(torch.randn(2, 32, 48, generator=draw), None, 50)(x, tiles, maxima)
+    assert normaliser.isnan().nonzero().tolist() == [[3]]
+    cache = torch.randn(2, 1, 1, 9, 48, generator=draw)
+    cache[0, 0, 0, 4, 7] = torch.nan
+    assert bool(operators.attend(torch.randn(2, 48, generator=draw), cache, None).isnan().all())
+
+
+def kernels_in(folder: Path, content: bytes | None, monkeypatch: pytest.MonkeyPatch) -> kernels.Library | None:
+    monkeypatch.setattr(kernels, "__file__", str(folder / "kernels.py"))
+    if content is not None:
+        (folder / f"_kernels{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(content)
+    found: kernels.Library | None = kernels.library.__wrapped__()
+    return found
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "were not compiled"), (b"damaged", "cannot be loaded")])
+def test_kernels_that_are_not_there(
+    content: bytes | None,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(kernels, "__file__", str(tmp_path / "kernels.py"))
     for able, warnings in ((False, 0), (True, 1)):
         monkeypatch.setattr(kernels, "_could_run", lambda able=able: able)
-        assert kernels.library.__wrapped__() is None
+        assert kernels_in(tmp_path, content, monkeypatch) is None
         assert len(caplog.messages) == warnings
-    assert "install a C++ compiler" in caplog.text
+    assert words in caplog.text and "install cktk once more" in caplog.text
     monkeypatch.setenv("CKTK_KERNELS", "0")
     assert kernels.library.__wrapped__() is None
     assert len(caplog.messages) == 1
+
+
+def test_kernels_of_another_version_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own(int8=False)
+    monkeypatch.setattr(kernels, "VERSION", 0)
+    assert kernels.library.__wrapped__() is None
+    assert "are those of another version of cktk" in caplog.text
 
 
 def test_other_devices_are_refused() -> None:

@@ -19,6 +19,9 @@
 
 using namespace cktk;
 
+// To be changed, here and in kernels.py, with what any of these functions takes or does.
+CKTK_API int cktk_version() { return 1; }
+
 // 0: this processor cannot run the kernels; 1: it can; 2: it has AMX as well, which the operating system has granted.
 CKTK_API int cktk_level() {
   __builtin_cpu_init();
@@ -144,6 +147,7 @@ CKTK_API void cktk_attend(const float* query, int64_t query_stride, float* keys,
 // Moves slots (batch, used; rising) of a cache (2, batch, heads, capacity, width) to its beginning.
 CKTK_API void cktk_keep_slots(float* cache, int64_t batch, int64_t heads, int64_t capacity, int64_t width,
                               const int64_t* slots, int64_t used, int threads) {
+  threads = useful(threads, 32 * batch * heads * used * width);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (int64_t part = 0; part < 2 * batch * heads; ++part) {
     float* own = cache + part * capacity * width;

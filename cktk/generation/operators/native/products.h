@@ -9,6 +9,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -142,9 +143,13 @@ struct Quantised {
  private:
   void quantise(const float* x, int64_t in, int64_t row) {
     __m512 largest = _mm512_setzero_ps();
-    for (int64_t k = 0; k < in; k += 16)
-      largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(first(in - k), x + k)));
-    const float scale = std::max(_mm512_reduce_max_ps(largest), 1e-30f) / 127.0f;
+    bool nan = false;
+    for (int64_t k = 0; k < in; k += 16) {
+      const __m512 value = _mm512_maskz_loadu_ps(first(in - k), x + k);
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(value));
+      nan |= _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q) != 0;
+    }
+    const float scale = nan ? std::nanf("") : std::max(_mm512_reduce_max_ps(largest), 1e-30f) / 127.0f;
     __m512i sum = _mm512_setzero_si512();
     int8_t* out = values.data() + row * depth;
     for (int64_t k = 0; k < in; k += 16) {

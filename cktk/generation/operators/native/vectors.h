@@ -18,9 +18,11 @@ inline __mmask16 first(int64_t count) {
   return count >= 16 ? __mmask16(0xFFFF) : count <= 0 ? __mmask16(0) : __mmask16((1u << count) - 1);
 }
 
+// Of two operands `min` and `max` return the second one if any is NaN: what may be NaN stands there.
+
 // exp(x) within 2 units of the last place; exp(-inf) is 0.
 inline __m512 exponential(__m512 x) {
-  x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.7f)), _mm512_set1_ps(-150.0f));
+  x = _mm512_max_ps(_mm512_set1_ps(-150.0f), _mm512_min_ps(_mm512_set1_ps(88.7f), x));
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
   r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
@@ -52,7 +54,7 @@ inline __m512 normal_cdf(__m512 x) {
 inline __m512 activate(__m512 x, int activation) {
   switch (activation) {
     case kRelu:
-      return _mm512_max_ps(x, _mm512_setzero_ps());
+      return _mm512_max_ps(_mm512_setzero_ps(), x);
     case kGelu:
       return _mm512_mul_ps(x, normal_cdf(x));
     case kGeluTanh: {  // x (1 + tanh u) / 2 is x sigmoid(2 u)
