@@ -14,7 +14,8 @@ for seed in 1 2 3; do
     done
 done
 runs=(work/*/seed-*)
-cktk-evaluate "$reviews/label-bin" --gen-subset test --json --path "$(IFS=,; echo "${runs[*]}")" > work/test.json
+last=("${runs[@]/%//checkpoint_last}")
+cktk-evaluate "$reviews/label-bin" --gen-subset test --json --path "$(IFS=,; echo "${last[*]}")" > work/test.json
 cktk-report "${runs[@]}" work/test.json
 cktk-report "${runs[@]}" --figures convergence,attention --output figures \
     --attention-text "The plot is thin, but the acting is wonderful." --layer 2 --head 1
