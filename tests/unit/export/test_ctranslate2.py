@@ -106,7 +106,7 @@ def test_a_forced_end_is_added(tmp_path: Path) -> None:
 
 
 def test_sampling(folders: dict[str, Path]) -> None:
-    options = {"beam": 1, "sampling": True, "nbest": 3, "sampling_topk": 8, "seed": 5}
+    options = {"beam": 1, "sampling": True, "nbest": 3, "sampling_topk": 8, "seed": 5, "early_stopping": "false"}
     first, again = (outputs(folders["bart"], "ctranslate2", **options) for _ in range(2))
     assert first == again
     assert [len(found) for found in first] == [1 if line == "" else 3 for line in LINES]
