@@ -101,7 +101,11 @@ def test_stages_are_seen_and_the_frozen_body_stays(
     place: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     more = [*STAGED, "--freeze-body-at-end", "--max-epoch", "5", "--keep-last-epochs", "-1"]
-    run = train(place, tmp_path / "run", *more, "--tensorboard")
+    # By this measure the first validation would be the best of all.
+    run = train(place, tmp_path / "run", *more, "--tensorboard", "--maximize-best-checkpoint-metric")
+    losses = [record["loss"] for record in toy.log(run, "valid")]
+    assert max(losses[:3]) > max(losses[3:])
+    assert (run / "checkpoint_best").resolve().name in ("checkpoint4", "checkpoint5"), "the head's epochs"
     begun = [(r["update"], r["epoch"], r["stage"], r["stages"], r["name"]) for r in toy.log(run, "stage")]
     assert begun == [(0, 1, 1, 3, "encoder layer 1"), (12, 2, 2, 3, "encoder layer 2"), (36, 4, 3, 3, "head")]
     assert "cls_cosine" not in toy.log(run, "stage")[0] and 0 < toy.log(run, "stage")[1]["cls_cosine"] < 2
@@ -158,6 +162,8 @@ def test_refusals(data: Path, teacher: Path, place: Path, tmp_path: Path, capsys
     flags = [*toy.SHAPE, "--criterion", "internal_kd", "--procedure", "progressive", "--stage-epochs", "1"]
     tied = [*flags, "--teacher", str(teacher), "--freeze-body-at-end", "--max-update", "1"]
     assert "tied to its embeddings" in toy.error_of(capsys, *toy.flags(data, tmp_path / "tied", *tied))
+    early = toy.error_of(capsys, *arguments(place, tmp_path / "early", *STAGED, "--max-epoch", "2"))
+    assert "--max-epoch 2 ends before the last stage" in early and "after 3 epochs" in early
     alone = toy.error_of(capsys, *toy.flags(data, tmp_path / "alone", *flags, "--max-update", "1"))
     assert "--criterion internal_kd needs a --teacher" in alone
     cache = tmp_path / "cache"
@@ -167,6 +173,10 @@ def test_refusals(data: Path, teacher: Path, place: Path, tmp_path: Path, capsys
     assert "attention, which the teacher cache" in toy.error_of(capsys, *cached)
     assert "first positions" in toy.error_of(capsys, *cached, "--attention-weight", "0")
     run = train(place, tmp_path / "run", *STAGED, "--max-update", "13")
+    assert "training ended in stage 2 of 3 (encoder layer 2): its last stage never came" in capsys.readouterr().err
+    assert toy.train(arguments(place, tmp_path / "dry", *STAGED, "--max-update", "1", "--dry-run")) == 0
+    # Of layers alone there would be no KL of the head.
+    assert " kl " in capsys.readouterr().out.splitlines()[-1]
     restored = arguments(place, tmp_path / "other", *STAGED, "--layer-map", "2:4", "--stage-epochs", "1",
                          "--restore-file", str(run / "checkpoint_last"), "--max-update", "14")  # fmt: skip
     assert "in 3 stages, not 2" in toy.error_of(capsys, *restored)
